@@ -1,0 +1,41 @@
+# make quickstart   sample data, training, evaluation, features, in minutes
+# make test         all tests, and the linter
+# make test-2.6     the script tests on paddlepaddle 2.6.2
+# PYTHON=python3.12 chooses the interpreter (3.9 to 3.13), REQUIREMENTS=... another set of packages.
+
+PYTHON ?= python3
+VENV ?= .venv
+# The package index has GPU wheels of paddlepaddle up to 2.6.2, for GPUs up to compute capability 8.x and Python up to
+# 3.12. Newer GPUs: install a 3.x wheel from Paddle's install page into $(VENV) by hand; it is then left alone.
+GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -n | tail -n 1 | \
+	awk '$$1 > 0 && $$1 < 9 {print "yes"}')
+OLD_ENOUGH := $(shell $(PYTHON) -c 'import sys; print("yes" if sys.version_info < (3, 13) else "")' 2>/dev/null)
+REQUIREMENTS ?= $(if $(and $(GPU),$(OLD_ENOUGH)),requirements-gpu.txt,requirements.txt)
+RUN := $(VENV)/bin/python
+
+.PHONY: quickstart test test-2.6 clean
+
+quickstart: $(VENV)/installed
+	$(RUN) quickstart.py
+
+test: $(VENV)/installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pytest -n 2
+
+test-2.6:
+	$(MAKE) VENV=.venv-2.6 REQUIREMENTS=requirements-2.6.txt .venv-2.6/installed-dev
+	.venv-2.6/bin/python -m pytest -n 2 tests/test_scripts.py tests/test_bad_input.py
+
+$(VENV)/installed: $(REQUIREMENTS)
+	$(PYTHON) -m venv $(VENV)
+	@$(RUN) -c 'import paddle' 2>/dev/null || echo "installing $(REQUIREMENTS): about 200 MB, a few minutes"
+	$(RUN) -c 'import paddle, cv2, PIL' 2>/dev/null || $(RUN) -m pip install --quiet -r $(REQUIREMENTS)
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv .venv-2.6 data/sample output_quickstart

@@ -1,0 +1,137 @@
+"""Measures a network on a labelled list: recall@k, MAP@R and R-precision over the whole list, and, where the list's
+classes are ones that the softmax head knows, its loss and top-1/top-5 accuracy.
+
+    python eval.py --pretrained_model=output/ResNet50/best
+
+The network is rebuilt from the checkpoint. Every image is a query against all others; with --gallery_list against the
+images of that list. Similarity is the cosine of the embeddings.
+"""
+
+import json
+import os
+import time
+
+import numpy as np
+
+import metrics
+import models
+import reader
+import utility
+from utility import UserError, boolean, number
+
+
+def parse_args():
+    parser = utility.make_parser(__doc__)
+    reader.add_data_arguments(parser)
+    models.add_model_arguments(parser)
+    group = parser.add_argument_group("evaluation")
+    add = group.add_argument
+    add("--batch_size", type=number(int, low=1), default=32, help="images at once; changes no figure")
+    add("--recall_at", type=utility.comma_separated(number(int, low=1)), default=[1, 2, 4, 8], help="the k of recall@k")
+    add("--gallery_list", default="", help="search in this list rather than in --val_list itself")
+    add("--head_labels", type=boolean, default=False,
+        help="the list's labels are the class numbers of a head that came without labels, as with an ImageNet list and "
+        "an ImageNet model: print its loss and accuracy")  # fmt: skip
+    add("--output_json", default="", help="write all figures to this file, too")
+    add(
+        "--with_mem_opt",
+        type=boolean,
+        default=False,
+        help="accepted as in the original; evaluation keeps no activations",
+    )
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    query = reader.read_list(args.val_list, args.data_dir)
+    gallery = reader.read_list(args.gallery_list, args.data_dir) if args.gallery_list else None
+    if args.on_bad_image == "fail":
+        for samples in [query, gallery] if gallery else [query]:
+            reader.check_files(samples)
+    if args.output_json:
+        utility.make_directory(os.path.dirname(args.output_json) or ".")
+    utility.start_paddle(args.use_gpu, args.seed)
+    network, head_labels = models.load_network(args)
+    utility.print_arguments(args)
+
+    start = time.time()
+    classes = head_classes(args, query, head_labels)
+    features, labels, result = run_list(network, query, args, classes)
+    if gallery:
+        gallery_features, gallery_labels, _ = run_list(network, gallery, args, None)
+        result.update(metrics.retrieval_metrics(features, labels, args.recall_at, gallery_features, gallery_labels))
+    else:
+        result.update(metrics.retrieval_metrics(features, labels, args.recall_at))
+    result["seconds"] = round(time.time() - start, 2)
+    for name, value in result.items():
+        print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+    if args.output_json:
+        with utility.atomic_write(args.output_json) as file:
+            json.dump({**result, "args": vars(args)}, file, indent=1)
+
+
+def head_classes(args, samples, head_labels):
+    """Class index of each image, int64 [N], or None with a line why where the head does not know the list's classes."""
+    if not args.class_dim:
+        print("top-1/top-5: not applicable: this network has no softmax head")
+    elif head_labels is None and not args.head_labels:
+        print(
+            "top-1/top-5: not applicable: which labels the head's classes stand for is not known; --head_labels=True "
+            "says that the labels of the list are its class numbers"
+        )
+    else:
+        known = np.arange(args.class_dim) if head_labels is None else np.array(head_labels)
+        unknown = np.setdiff1d(samples.labels, known)
+        if not len(unknown):
+            return np.searchsorted(known, samples.labels)
+        if args.head_labels:
+            raise UserError(f"{samples.source}: --head_labels=True, but the head has no class {unknown[0]}")
+        count = len(np.unique(samples.labels))
+        print(f"top-1/top-5: not applicable: {len(unknown)} of the list's {count} classes are not among the head's")
+    return None
+
+
+def run_list(network, samples, args, classes):
+    """Runs the network over a list; prints the head's loss and accuracy every ten batches where `classes` are given.
+
+    Returns: features float32 [N, D], labels int64 [N], {"loss", "acc1", "acc5"} or {}
+    """
+    bad = []
+    batches = reader.read_in_order(samples, args, args.batch_size, bad if args.on_bad_image == "skip" else None)
+    features, index, losses, ranks = [], [], [], []
+    start = time.time()
+    for step, (batch, embedding, logits) in enumerate(utility.forward(network, batches, len(samples.paths))):
+        features.append(embedding.numpy())
+        index.append(batch.index)
+        if classes is None:
+            continue
+        scores, wanted = logits.numpy().astype(np.float64), classes[batch.index]
+        own = scores[np.arange(len(wanted)), wanted]
+        top = scores.max(axis=1)
+        losses.append(top + np.log(np.exp(scores - top[:, None]).sum(axis=1)) - own)
+        ranks.append((scores >= own[:, None]).sum(axis=1))  # 1 = best; ties count against the head
+        if step % 10 == 0:
+            print(
+                f"Testbatch {step},loss {losses[-1].mean():.6f}, acc1 {(ranks[-1] <= 1).mean():.4f},"
+                f"acc5 {(ranks[-1] <= 5).mean():.4f},time {time.time() - start:.2f} sec",
+                flush=True,
+            )
+        start = time.time()
+    reader.report_bad_images(samples, bad)
+    if not features:
+        raise UserError(f"{samples.source}: not one image could be read")
+    index = np.concatenate(index)
+    result = {}
+    if classes is not None:
+        rank = np.concatenate(ranks)
+        result = {
+            "loss": float(np.concatenate(losses).mean()),
+            "acc1": float((rank <= 1).mean()),
+            "acc5": float((rank <= 5).mean()),
+        }
+    return np.concatenate(features).astype(np.float32, copy=False), samples.labels[index], result
+
+
+if __name__ == "__main__":
+    utility.run_script(main)

@@ -1,0 +1,98 @@
+"""Runs a network on any images: prints the best class of each, and writes their features.
+
+    python infer.py --pretrained_model=output/ResNet50/best --input photos/ --feature_file=features.npz
+
+--feature_file holds `features` float32 [N, D] (the embeddings, not normalised), `paths` and, where the input is a list
+with labels, `labels` int64 [N], all in the order of the input.
+"""
+
+import os
+
+import numpy as np
+
+import models
+import reader
+import utility
+from utility import UserError, boolean, number
+
+
+def parse_args():
+    parser = utility.make_parser(__doc__)
+    reader.add_data_arguments(parser)
+    models.add_model_arguments(parser)
+    group = parser.add_argument_group("inference")
+    add = group.add_argument
+    add("--input", nargs="+", help="list files, folders (with their subfolders) or images (default: --val_list)")
+    add("--feature_file", default="", help="write the features to this .npz file")
+    add("--batch_size", type=number(int, low=1), default=32, help="images at once; changes no figure")
+    add(
+        "--with_mem_opt",
+        type=boolean,
+        default=False,
+        help="accepted as in the original; inference keeps no activations",
+    )
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    samples = find_samples(args.input or [args.val_list], args.data_dir)
+    if args.feature_file:
+        if not args.feature_file.endswith(".npz"):
+            raise UserError(f"--feature_file={args.feature_file}: must end in .npz")
+        utility.make_directory(os.path.dirname(args.feature_file) or ".")
+    if args.on_bad_image == "fail":
+        reader.check_files(samples)
+    utility.start_paddle(args.use_gpu, args.seed)
+    network, head_labels = models.load_network(args)
+    utility.print_arguments(args)
+
+    features, index = run(network, samples, args, head_labels)
+    if args.feature_file:
+        arrays = {"features": features, "paths": np.array([samples.paths[i] for i in index])}
+        if samples.labels is not None:
+            arrays["labels"] = samples.labels[index]
+        with utility.atomic_write(args.feature_file, "wb") as file:
+            np.savez(file, **arrays)
+        print(f"wrote {len(index)} features of size {features.shape[1]} to {args.feature_file}")
+
+
+def find_samples(inputs, data_dir):
+    """Samples of list files, folders and images; labels only where all inputs are lists that have them."""
+    parts = []
+    for path in inputs:
+        is_list = os.path.isfile(path) and not path.lower().endswith(reader.IMAGE_SUFFIXES)
+        parts.append(reader.read_list(path, data_dir, need_labels=False) if is_list else reader.find_images([path]))
+    if len(parts) == 1:
+        return parts[0]
+    labelled = all(part.labels is not None for part in parts)
+    return reader.Samples(
+        [path for part in parts for path in part.paths],
+        np.concatenate([part.labels for part in parts]) if labelled else None,
+        None,
+        None,
+    )
+
+
+def run(network, samples, args, head_labels):
+    """Prints the best class of every image; -> features float32 [N, D], list indices int64 [N]."""
+    bad, features, indices, done = [], [], [], 0
+    batches = reader.read_in_order(samples, args, args.batch_size, bad if args.on_bad_image == "skip" else None)
+    for batch, embedding, logits in utility.forward(network, batches, len(samples.paths)):
+        features.append(embedding.numpy())
+        indices.append(batch.index)
+        if logits is not None:
+            scores = logits.numpy()
+            best = scores.argmax(axis=1)
+            for i, (score, c) in enumerate(zip(scores.max(axis=1), best)):
+                label = int(c) if head_labels is None else head_labels[c]
+                print(f"Test-{done + i}-score: [{score:.6f}], class [{label}], {samples.paths[batch.index[i]]}")
+        done += len(batch.index)
+    reader.report_bad_images(samples, bad)
+    if not done:
+        raise UserError("not one image could be read")
+    return np.concatenate(features).astype(np.float32, copy=False), np.concatenate(indices)
+
+
+if __name__ == "__main__":
+    utility.run_script(main)

@@ -1,0 +1,51 @@
+"""What the residual networks share."""
+
+import paddle.nn as nn
+
+
+def shortcut(in_channels, out_channels, stride):
+    """The identity, or a 1x1 convolution with batch norm where the block changes the shape."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2D(in_channels, out_channels, 1, stride, bias_attr=False), nn.BatchNorm2D(out_channels))
+
+
+class ResidualStages(nn.Layer):
+    """A network that is `stem` followed by the blocks of its `stages`; [N, 3, H, W] -> [N, out_channels, h, w].
+
+    Subclasses set `stages` (names of Sequentials of blocks) and `out_channels`; each block names in `last_norm` the
+    batch norm that ends its residual branch.
+    """
+
+    recompute = False
+
+    def blocks(self):
+        return [block for name in self.stages for block in getattr(self, name)]
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks():
+            x = self._recomputed(block, x) if self.recompute and self.training else block(x)
+        return x
+
+    def _recomputed(self, block, x):
+        from paddle.distributed.fleet.utils import recompute
+
+        return recompute(block, x)
+
+    def zero_init_residual(self):
+        """Starts every block as the identity (Goyal et al., arXiv 1706.02677, 5.1): helps training from scratch."""
+        for block in self.blocks():
+            nn.initializer.Constant(0.0)(getattr(block, block.last_norm).weight)
+
+    def use_recompute(self):
+        """Keeps only the blocks' inputs for the backward pass and computes the rest again: less memory, more time.
+
+        A block then sees every batch twice, and its batch norms would update their running statistics twice. Two
+        updates by the same batch with the square root of the momentum are one update with the momentum.
+        """
+        self.recompute = True
+        for block in self.blocks():
+            for layer in block.sublayers():
+                if isinstance(layer, nn.BatchNorm2D):
+                    layer._momentum = layer._momentum**0.5

@@ -1,0 +1,73 @@
+"""The network that train, eval and infer share: pictures -> embedding and class scores."""
+
+import paddle
+import paddle.nn as nn
+
+# RGB mean and standard deviation of ImageNet, of values in 0..1.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class Pooling(nn.Layer):
+    """Feature map [N, C, h, w] -> [N, C].
+
+    avg: mean; max: maximum; avg+max: their sum; gem: generalised mean (mean of x^p)^(1/p) with a learned p that
+    starts at 3 (Radenovic et al., arXiv 1711.02512).
+    """
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        if kind == "gem":
+            self.power = self.create_parameter([1], default_initializer=nn.initializer.Constant(3.0))
+
+    def forward(self, x):
+        if self.kind == "avg":
+            return x.mean(axis=[2, 3])
+        if self.kind == "max":
+            return x.max(axis=[2, 3])
+        if self.kind == "avg+max":
+            return x.mean(axis=[2, 3]) + x.max(axis=[2, 3])
+        # float32 throughout: x^p leaves float16's range early.
+        x = x.astype("float32").clip(min=1e-6)
+        return (x**self.power).mean(axis=[2, 3]) ** (1 / self.power)
+
+
+class EmbeddingNet(nn.Layer):
+    """Backbone, pooling, optional embedding layer, and the softmax head that trains alongside the metric loss.
+
+    Args:
+        backbone: layer with `out_channels` that maps [N, 3, H, W] to [N, out_channels, h, w].
+        class_dim: outputs of the head; 0 builds none.
+        pooling: avg, max, gem or avg+max.
+        embedding_size: the pooled features go through a linear layer of this size; 0: they are the embedding.
+        dropout: probability in front of the head while training.
+    """
+
+    def __init__(self, backbone, class_dim, pooling="avg", embedding_size=0, dropout=0.0):
+        super().__init__()
+        self.backbone = backbone
+        self.pool = Pooling(pooling)
+        self.embedding = nn.Linear(backbone.out_channels, embedding_size) if embedding_size else nn.Identity()
+        size = embedding_size or backbone.out_channels
+        self.dropout = nn.Dropout(dropout)
+        bound = nn.initializer.Uniform(-(size**-0.5), size**-0.5)
+        self.head = nn.Linear(size, class_dim, weight_attr=paddle.ParamAttr(initializer=bound)) if class_dim else None
+        scale = [1 / (255 * s) for s in STD]
+        shift = [-m / s for m, s in zip(MEAN, STD)]
+        self.register_buffer("scale", paddle.to_tensor(scale, dtype="float32"), persistable=False)
+        self.register_buffer("shift", paddle.to_tensor(shift, dtype="float32"), persistable=False)
+
+    def forward(self, image):
+        """uint8 RGB [N, H, W, 3] -> embedding float [N, D] (not normalised), logits [N, class_dim] or None."""
+        # Arithmetic first, in the memory order the pictures have: transposing bytes first is several times slower.
+        x = (image.astype("float32") * self.scale + self.shift).transpose([0, 3, 1, 2])
+        embedding = self.embedding(self.pool(self.backbone(x)))
+        return embedding, self.head(self.dropout(embedding)) if self.head is not None else None
+
+    def freeze_batch_norm(self):
+        """Fixes running statistics, scale and shift of every batch norm; call after each `train()`."""
+        for layer in self.sublayers():
+            if isinstance(layer, nn.BatchNorm2D):
+                layer.eval()
+                layer.weight.stop_gradient = layer.bias.stop_gradient = True

@@ -1,0 +1,112 @@
+"""ResNet feature extractors.
+
+He et al., Deep Residual Learning for Image Recognition, arXiv 1512.03385.
+
+Layers are named as in `paddle.vision.models.resnet50`, so that its weights fit. Where a stage halves the resolution,
+the paper's network ("va": Caffe, Keras) does so in the first 1x1 convolution of the stage; Paddle, torchvision and
+PaddleClas ("vb") in the 3x3. The shapes are the same, the outputs are not: weights belong to one of the two.
+"""
+
+import paddle.nn as nn
+import paddle.nn.functional as F
+
+from models.blocks import ResidualStages, shortcut
+
+BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+class BasicBlock(nn.Layer):
+    """Two 3x3 convolutions with a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, in_channels, width, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2D(in_channels, width, 3, stride, padding=1, bias_attr=False)
+        self.bn1 = nn.BatchNorm2D(width)
+        self.conv2 = nn.Conv2D(width, width, 3, padding=1, bias_attr=False)
+        self.bn2 = nn.BatchNorm2D(width)
+        self.downsample = shortcut(in_channels, width, stride)
+        self.last_norm = "bn2"
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.downsample(x))
+
+
+class BottleneckBlock(nn.Layer):
+    """1x1, 3x3, 1x1 convolutions with a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, in_channels, width, stride, stride_in_first=False):
+        super().__init__()
+        out_channels = width * self.expansion
+        first, second = (stride, 1) if stride_in_first else (1, stride)
+        self.conv1 = nn.Conv2D(in_channels, width, 1, first, bias_attr=False)
+        self.bn1 = nn.BatchNorm2D(width)
+        self.conv2 = nn.Conv2D(width, width, 3, second, padding=1, bias_attr=False)
+        self.bn2 = nn.BatchNorm2D(width)
+        self.conv3 = nn.Conv2D(width, out_channels, 1, bias_attr=False)
+        self.bn3 = nn.BatchNorm2D(out_channels)
+        self.downsample = shortcut(in_channels, out_channels, stride)
+        self.last_norm = "bn3"
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        return F.relu(self.bn3(self.conv3(out)) + self.downsample(x))
+
+
+class ResNet(ResidualStages):
+    """ImageNet ResNet of 18, 50, 101 or 152 layers: [N, 3, H, W] -> [N, C, H/32, W/32].
+
+    C is 512 for 18 layers and 2048 for the others.
+    """
+
+    def __init__(self, depth, stride_in_first=False):
+        super().__init__()
+        self.conv1 = nn.Conv2D(3, 64, 7, stride=2, padding=3, bias_attr=False)
+        self.bn1 = nn.BatchNorm2D(64)
+        self.maxpool = nn.MaxPool2D(3, stride=2, padding=1)
+        channels = 64
+        for stage, blocks in enumerate(BLOCKS[depth]):
+            layers = []
+            for i in range(blocks):
+                width, stride = 64 * 2**stage, 2 if stage > 0 and i == 0 else 1
+                if depth < 50:
+                    layers.append(BasicBlock(channels, width, stride))
+                else:
+                    layers.append(BottleneckBlock(channels, width, stride, stride_in_first))
+                channels = width * layers[-1].expansion
+            self.add_sublayer(f"layer{stage + 1}", nn.Sequential(*layers))
+        self.stages = ["layer1", "layer2", "layer3", "layer4"]
+        self.out_channels = channels
+
+    def stem(self, x):
+        return self.maxpool(F.relu(self.bn1(self.conv1(x))))
+
+
+class CifarResNet(ResidualStages):
+    """The paper's small network for 32x32 pictures: [N, 3, H, W] -> [N, 64, H/4, W/4].
+
+    Depth is 6n+2; ResNet8 has 78,000 values.
+    """
+
+    def __init__(self, depth):
+        super().__init__()
+        self.conv1 = nn.Conv2D(3, 16, 3, padding=1, bias_attr=False)
+        self.bn1 = nn.BatchNorm2D(16)
+        channels = 16
+        for stage in range(3):
+            layers = []
+            for i in range((depth - 2) // 6):
+                width, stride = 16 * 2**stage, 2 if stage > 0 and i == 0 else 1
+                layers.append(BasicBlock(channels, width, stride))
+                channels = width
+            self.add_sublayer(f"layer{stage + 1}", nn.Sequential(*layers))
+        self.stages = ["layer1", "layer2", "layer3"]
+        self.out_channels = channels
+
+    def stem(self, x):
+        return F.relu(self.bn1(self.conv1(x)))

@@ -1,0 +1,63 @@
+"""SE-ResNeXt feature extractors, 32 groups of width 4.
+
+Xie et al., Aggregated Residual Transformations, arXiv 1611.05431; Hu et al., Squeeze-and-Excitation Networks,
+arXiv 1709.01507. As PaddleClas builds SE_ResNeXt50_32x4d: 7x7 stem, inner widths 128..1024 in 32 groups, stride in the
+3x3 convolution, SE reduction 16, a projection shortcut where the shape changes.
+"""
+
+import paddle.nn as nn
+import paddle.nn.functional as F
+
+from models.blocks import ResidualStages, shortcut
+from models.resnet import BLOCKS
+
+GROUPS = 32
+REDUCTION = 16
+
+
+class SEBlock(nn.Layer):
+    """Grouped bottleneck whose channels are weighted by a small network that sees the whole picture."""
+
+    def __init__(self, in_channels, width, stride):
+        super().__init__()
+        out_channels = width * 2
+        self.conv1 = nn.Conv2D(in_channels, width, 1, bias_attr=False)
+        self.bn1 = nn.BatchNorm2D(width)
+        self.conv2 = nn.Conv2D(width, width, 3, stride, padding=1, groups=GROUPS, bias_attr=False)
+        self.bn2 = nn.BatchNorm2D(width)
+        self.conv3 = nn.Conv2D(width, out_channels, 1, bias_attr=False)
+        self.bn3 = nn.BatchNorm2D(out_channels)
+        self.squeeze = nn.Linear(out_channels, out_channels // REDUCTION)
+        self.excitation = nn.Linear(out_channels // REDUCTION, out_channels)
+        self.downsample = shortcut(in_channels, out_channels, stride)
+        self.last_norm = "bn3"
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        weight = F.sigmoid(self.excitation(F.relu(self.squeeze(out.mean(axis=[2, 3])))))
+        return F.relu(out * weight.unsqueeze([2, 3]) + self.downsample(x))
+
+
+class SEResNeXt(ResidualStages):
+    """SE-ResNeXt of 50, 101 or 152 layers: [N, 3, H, W] -> [N, 2048, H/32, W/32]."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.conv1 = nn.Conv2D(3, 64, 7, stride=2, padding=3, bias_attr=False)
+        self.bn1 = nn.BatchNorm2D(64)
+        self.maxpool = nn.MaxPool2D(3, stride=2, padding=1)
+        channels = 64
+        for stage, blocks in enumerate(BLOCKS[depth]):
+            layers = []
+            for i in range(blocks):
+                width = 128 * 2**stage
+                layers.append(SEBlock(channels, width, 2 if stage > 0 and i == 0 else 1))
+                channels = width * 2
+            self.add_sublayer(f"layer{stage + 1}", nn.Sequential(*layers))
+        self.stages = ["layer1", "layer2", "layer3", "layer4"]
+        self.out_channels = channels
+
+    def stem(self, x):
+        return self.maxpool(F.relu(self.bn1(self.conv1(x))))

@@ -1,0 +1,447 @@
+"""List files -> decoded, augmented, class-balanced batches of uint8 pictures.
+
+No paddle here: a batch is NumPy, and the network normalises it. Decoding and resizing release Python's interpreter
+lock in OpenCV and Pillow, so worker threads keep all cores busy and nothing is copied between processes. What is drawn
+at random depends on the seed, the epoch and the position in it alone, never on the timing of threads.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import io
+import math
+import os
+import re
+import sys
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from utility import UserError, boolean, cpu_count, number
+
+# paths: list of str. labels: int64 [N], or None where there are none. source, lines: the list file and, for each
+# picture, its line there (None, None for pictures named on the command line).
+Samples = collections.namedtuple("Samples", "paths labels source lines")
+# image: uint8 RGB [B, H, W, 3]; label: int64 [B] (class index or list label, as handed to read_batches) or None;
+# index: int64 [B], the pictures' positions in the list.
+Batch = collections.namedtuple("Batch", "image label index")
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+class BadImage(Exception):
+    """A picture that is missing, broken, or no picture; the message says which of these."""
+
+
+# ---------------------------------------------------------------- list files
+
+
+def read_list(path, data_dir=None, need_labels=True):
+    """Reads a list file: on each line a path, white space, and an integer label. Paths may contain spaces.
+
+    Args:
+        data_dir: put before relative paths; None: the list file's own folder.
+        need_labels: False also takes a list of paths alone; its labels are None.
+
+    Raises: UserError naming file and line for a missing or empty list, and for a line without an integer label.
+    """
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            rows = [(line, row.strip()) for line, row in enumerate(file.read().split("\n"), 1) if row.strip()]
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot read this list file: {error.strerror} (data/split.py writes one for a folder of images; "
+            "data/download_cub200.sh fetches CUB-200, data/make_sample.py draws a small sample)"
+        ) from None
+    if not rows:
+        raise UserError(f"{path}: the list is empty")
+    folder = os.path.dirname(path) if data_dir is None else data_dir
+    lines = [line for line, _ in rows]
+    if not need_labels and not any(re.search(r"\s[+-]?\d+$", row) for _, row in rows):
+        return Samples([os.path.join(folder, row) for _, row in rows], None, path, lines)
+    paths, labels = [], []
+    for line, row in rows:
+        fields = row.rsplit(None, 1)
+        if len(fields) < 2:
+            raise UserError(f"{path}:{line}: no label on this line: expected '<path> <label>', found {row!r}")
+        try:
+            label = int(fields[1])
+        except ValueError:
+            raise UserError(f"{path}:{line}: the label {fields[1]!r} is no integer") from None
+        if not -(2**63) <= label < 2**63:
+            raise UserError(f"{path}:{line}: the label {label} does not fit into 64 bits")
+        paths.append(os.path.join(folder, fields[0]))
+        labels.append(label)
+    return Samples(paths, np.array(labels, np.int64), path, lines)
+
+
+def find_images(inputs):
+    """Samples without labels from paths of images and of folders (searched recursively, in sorted order)."""
+    paths = []
+    for path in inputs:
+        if os.path.isdir(path):
+            found = []
+            for folder, _, names in os.walk(path):
+                found += [
+                    os.path.join(folder, n)
+                    for n in names
+                    if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith(".")
+                ]
+            if not found:
+                raise UserError(f"{path}: no images in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
+            paths += sorted(found)
+        elif os.path.isfile(path):
+            paths.append(path)
+        else:
+            raise UserError(f"{path}: no such file or folder")
+    return Samples(paths, None, None, None)
+
+
+def where(samples, index):
+    """How a message names a picture: `<list>:<line>: <path>`."""
+    path = samples.paths[index]
+    return path if samples.source is None else f"{samples.source}:{samples.lines[index]}: {path}"
+
+
+def check_files(samples):
+    """Raises a UserError that names the first missing picture, before hours are spent on the others.
+
+    Looks into each folder once rather than at each file.
+    """
+    folders, missing = {}, []
+    for index, path in enumerate(samples.paths):
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            try:
+                folders[folder] = set(os.listdir(folder or "."))
+            except OSError:
+                folders[folder] = set()
+        if name not in folders[folder]:
+            missing.append(index)
+    if missing:
+        more = f"; {len(missing)} of {len(samples.paths)} are missing: is --data_dir right?" if len(missing) > 1 else ""
+        raise UserError(f"{where(samples, missing[0])}: no such image{more}")
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def decode(data):
+    """The bytes of a JPEG, PNG, BMP, WebP (or what else Pillow reads) -> upright RGB, uint8 [H, W, 3].
+
+    Grey, palette, CMYK and 16-bit pictures are converted; an alpha channel is dropped.
+
+    Raises: BadImage where the data is empty, truncated, or no picture.
+    """
+    if not data:
+        raise BadImage("an empty file")
+    # OpenCV is the faster decoder, but takes a JPEG that ends early for a good one with a grey rest. One that ends with
+    # its end marker is whole; any other goes to Pillow, which tells a truncated file from one with a trailer.
+    if data[:3] == b"\xff\xd8\xff" and data[-2:] == b"\xff\xd9":
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        if image is not None:
+            return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip rather than scale
+                return np.repeat((np.asarray(image, np.uint32) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+            return np.array(image.convert("RGB"))
+    except Exception as error:  # a broken file makes Pillow's plugins raise nearly anything
+        raise BadImage(f"not readable as an image ({error})") from None
+
+
+def load(path):
+    """`decode` of a file. Raises: BadImage."""
+    try:
+        with open(path, "rb") as file:
+            return decode(file.read())
+    except OSError as error:
+        raise BadImage(error.strerror or str(error)) from None
+
+
+def _resize(image, height, width):
+    """Averages when shrinking (as Pillow's bilinear does), interpolates when enlarging."""
+    shrinks = height < image.shape[0] and width < image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def random_resized_crop(image, shape, rng, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
+    """A random part of the picture, at `shape` (height, width), mirrored half of the time: the original's training.
+
+    Args:
+        scale: range of the part's share of the area, drawn uniformly.
+        ratio: range of its width / height, drawn log-uniformly.
+        rng: np.random.Generator.
+
+    Where ten draws don't fit into the picture, the largest centred part within `ratio` is taken.
+    """
+    full_height, full_width = image.shape[:2]
+    for _ in range(10):
+        area = full_height * full_width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < width <= full_width and 0 < height <= full_height:
+            top = int(rng.integers(full_height - height + 1))
+            left = int(rng.integers(full_width - width + 1))
+            break
+    else:
+        aspect = min(max(full_width / full_height, ratio[0]), ratio[1])
+        width = min(full_width, max(1, round(full_height * aspect)))
+        height = min(full_height, max(1, round(full_width / aspect)))
+        top, left = (full_height - height) // 2, (full_width - width) // 2
+    part = _resize(image[top : top + height, left : left + width], *shape)
+    return cv2.flip(part, 1) if rng.random() < 0.5 else part
+
+
+def center_crop(image, shape):
+    """The original's test transform: the short side becomes 256/224 of the crop's, then the centre is cut out."""
+    height, width = shape
+    scale = max(height * 256 / 224 / image.shape[0], width * 256 / 224 / image.shape[1])
+    image = _resize(image, max(height, round(image.shape[0] * scale)), max(width, round(image.shape[1] * scale)))
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
+
+
+def resize(image, shape):
+    """The whole picture at `shape` (height, width), its aspect ratio not kept."""
+    return _resize(image, *shape)
+
+
+TEST_TRANSFORMS = {"center_crop": center_crop, "resize": resize}
+
+
+# ---------------------------------------------------------------- batches
+
+
+def class_balanced_batches(labels, batch_size, samples_each_class, seed, epoch, num_batches):
+    """Yields `num_batches` index arrays [batch_size]: K images of each of batch_size/K classes.
+
+    The classes of a batch are distinct, and so are a class's K images where it has K; smaller classes are drawn with
+    replacement. Over an epoch every image comes about once, so that large classes come more often than small ones.
+
+    Args:
+        labels: int64 [N].
+        samples_each_class: K; must divide batch_size.
+        seed, epoch: all that the draw depends on.
+
+    Raises: UserError for an impossible combination.
+    """
+    k = samples_each_class
+    check_balance(len(np.unique(labels)), batch_size, k)
+    rng = np.random.default_rng([seed, epoch])
+    order = np.argsort(labels, kind="stable")
+    members = np.split(order, np.unique(labels[order], return_index=True)[1][1:])
+    queues = [[] for _ in members]
+
+    def refill(c):
+        images = rng.permutation(members[c])
+        if len(images) < k:
+            queues[c].append(np.concatenate([images, rng.choice(images, k - len(images))]))
+            return
+        groups = [images[i : i + k] for i in range(0, len(images) - k + 1, k)]
+        rest = images[len(groups) * k :]
+        if len(rest):
+            groups.append(np.concatenate([rest, rng.choice(images[: len(groups) * k], k - len(rest), replace=False)]))
+        queues[c].extend(groups)
+
+    left = np.zeros(len(members))
+    for _ in range(num_batches):
+        waiting = np.flatnonzero(left)
+        if len(waiting) < batch_size // k:  # a new round; what is left of the old one comes first
+            for c in range(len(members)):
+                if not queues[c]:
+                    refill(c)
+            chosen = waiting
+            others = np.setdiff1d(np.arange(len(members)), waiting)
+        else:
+            chosen, others = waiting[:0], waiting
+        weight = np.array([len(queues[c]) for c in others], float)
+        more = rng.choice(others, batch_size // k - len(chosen), replace=False, p=weight / weight.sum())
+        chosen = np.concatenate([chosen, more]).astype(int)
+        yield np.concatenate([queues[c].pop() for c in chosen])
+        left = np.array([len(queue) for queue in queues])
+
+
+def check_balance(num_classes, batch_size, samples_each_class):
+    """Raises a UserError where batches of K images of batch_size/K classes can't be made."""
+    k = samples_each_class
+    if batch_size % k:
+        nearest = max(k, round(batch_size / k) * k)
+        raise UserError(
+            f"a batch of {batch_size} is not divisible by --samples_each_class={k}; the nearest that is: {nearest}"
+        )
+    if num_classes < batch_size // k:
+        raise UserError(
+            f"a batch of {batch_size} with --samples_each_class={k} needs {batch_size // k} classes, the list has "
+            f"{num_classes}: take --train_batch_size={num_classes * k} or less, or a larger --samples_each_class"
+        )
+
+
+def shuffled_batches(count, batch_size, seed, epoch, num_batches):
+    """Yields `num_batches` index arrays [min(batch_size, count)] from one shuffling of 0..count-1 after the other."""
+    rng = np.random.default_rng([seed, epoch])
+    batch_size = min(batch_size, count)
+    waiting = np.zeros(0, np.int64)
+    for _ in range(num_batches):
+        if len(waiting) < batch_size:
+            fresh = rng.permutation(count)
+            # No image twice in a batch that spans two shufflings.
+            fresh = np.concatenate([fresh[~np.isin(fresh, waiting)], fresh[np.isin(fresh, waiting)]])
+            waiting = np.concatenate([waiting, fresh])
+        yield waiting[:batch_size]
+        waiting = waiting[batch_size:]
+
+
+def sequential_batches(count, batch_size):
+    """Yields index arrays that cover 0..count-1 in order; the last one may be smaller."""
+    for start in range(0, count, batch_size):
+        yield np.arange(start, min(start + batch_size, count))
+
+
+def read_batches(samples, batches, transform, shape, labels=None, num_workers=None, bad_images=None, replace=None):
+    """Reads pictures in worker threads, a few batches ahead, and yields `Batch`es in the order of `batches`.
+
+    Args:
+        samples: Samples.
+        batches: iterable of index arrays.
+        transform: function (image, position) -> uint8 [H, W, 3]; `position` counts the pictures drawn so far, so that
+            a random transform can depend on it and not on the thread that runs it.
+        shape: (H, W).
+        labels: int64 [N] for the batches' `label`; default: those of the samples.
+        num_workers: threads; None: one a CPU.
+        bad_images: None: a bad picture is a UserError. A list: it is skipped, and (index, reason) appended here.
+        replace: function index -> array of indices to try in place of a bad picture; None: the batch gets smaller.
+
+    A worker's error is raised here. Closing the generator ends the workers.
+    """
+    workers = num_workers or cpu_count()
+    cv2.setNumThreads(1)  # the threads here are enough; OpenCV's own would fight with them and with the network's
+    labels = samples.labels if labels is None else labels
+
+    def fill(images, index, start, position):
+        """Reads the pictures `index[start]`, ... into `images[start]`, ...; -> the indices read and the bad ones."""
+        read, bad = [], []
+        for row in range(start, min(start + step, len(index))):
+            tries = [int(index[row])]
+            while tries:
+                i = tries.pop(0)
+                try:
+                    images[row] = transform(load(samples.paths[i]), position + row)
+                    read.append((row, i))
+                    break
+                except BadImage as error:
+                    bad.append((i, str(error)))
+                    if bad_images is None:
+                        raise UserError(f"{where(samples, i)}: {error} (--on_bad_image=skip goes on without)") from None
+                    if replace is not None and i == index[row]:
+                        tries = [int(j) for j in replace(i)]
+        return read, bad
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        queue, position, batches = collections.deque(), 0, iter(batches)
+        try:
+            while True:
+                # Two batches beyond the one handed out: one to take next, one being made.
+                while len(queue) < 3:
+                    index = next(batches, None)
+                    if index is None:
+                        break
+                    images = np.empty((len(index), *shape, 3), np.uint8)
+                    step = math.ceil(len(index) / workers)
+                    starts = range(0, len(index), step)
+                    queue.append((images, [pool.submit(fill, images, index, s, position) for s in starts]))
+                    position += len(index)
+                if not queue:
+                    return
+                images, futures = queue.popleft()
+                results = [future.result() for future in futures]
+                bad = [item for _, part in results for item in part]
+                read = [item for part, _ in results for item in part]
+                if bad:
+                    bad_images.extend(bad)
+                    images = images[[row for row, _ in read]]
+                if read:
+                    index = np.array([i for _, i in read], np.int64)
+                    yield Batch(images, None if labels is None else labels[index], index)
+        finally:
+            for _, futures in queue:
+                for future in futures:
+                    future.cancel()
+
+
+# ---------------------------------------------------------------- for the scripts
+
+
+def training_transform(shape, seed, epoch, min_area=0.08):
+    """`random_resized_crop` whose draw depends on seed, epoch and position alone."""
+
+    def transform(image, position):
+        return random_resized_crop(image, shape, np.random.default_rng([seed, epoch, position]), (min_area, 1.0))
+
+    return transform
+
+
+def read_in_order(samples, args, batch_size, bad_images=None):
+    """All pictures of `samples` in their order, under the test transform; arguments as in `add_data_arguments`."""
+    shape = args.image_shape[1:]
+    transform = TEST_TRANSFORMS[args.test_transform]
+    return read_batches(
+        samples,
+        sequential_batches(len(samples.paths), batch_size),
+        lambda image, position: transform(image, shape),
+        shape,
+        num_workers=args.num_workers,
+        bad_images=bad_images,
+    )
+
+
+def report_bad_images(samples, bad):
+    """Says on stderr how many pictures were skipped, and the first of them."""
+    if bad:
+        index, reason = bad[0]
+        print(f"warning: skipped {len(bad)} bad images; the first: {where(samples, index)}: {reason}", file=sys.stderr)
+
+
+def image_shape(text):
+    """The type of --image_shape: 3,height,width."""
+    try:
+        channels, height, width = (int(part) for part in text.split(","))
+        if channels != 3 or min(height, width) < 8:
+            raise ValueError
+    except ValueError:
+        message = f"expected 3,height,width with at least 8 pixels each way, such as 3,224,224, not {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
+    return [channels, height, width]
+
+
+def add_data_arguments(parser):
+    """Adds the flags that describe lists and pictures, alike in all scripts."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--train_list", default="data/CUB200_train.txt", help="list of the training images: path label")
+    group.add_argument(
+        "--val_list", default="data/CUB200_val.txt", help="list of the images that recall is computed on"
+    )
+    group.add_argument("--data_dir", help="put before relative paths in a list (default: the list file's own folder)")
+    group.add_argument(
+        "--image_shape", type=image_shape, help="3,height,width (default: the checkpoint's, else 3,224,224)"
+    )
+    group.add_argument(
+        "--test_transform",
+        choices=list(TEST_TRANSFORMS),
+        help="center_crop: short side to 256/224 of the crop, then its centre, the original; resize: the whole "
+        "picture, for images that are cut to the object already (default: the checkpoint's, else center_crop)",
+    )
+    group.add_argument("--num_workers", type=number(int, low=1), help="threads that read images (default: one a CPU)")
+    group.add_argument(
+        "--on_bad_image",
+        choices=("fail", "skip"),
+        default="fail",
+        help="what a missing or broken image does: end the run, or be counted and left out",
+    )
+    group.add_argument(
+        "--seed", type=number(int, low=0, high=2**31 - 1), help="fixes every random draw (default: drawn and logged)"
+    )
+    group.add_argument("--use_gpu", type=boolean, default=True, help="False: stay on the CPU even where there is a GPU")
+    return group

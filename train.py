@@ -1,0 +1,377 @@
+"""Trains an embedding network on the classes of one list and measures recall@k on the unseen classes of another.
+
+On a GPU where there is one:
+
+    python train.py --model=ResNet50 --pretrained_model=<weights> --lr=0.001 --num_epochs=120 \\
+        --train_batch_size=20 --loss_name=tripletloss --model_save_dir=output_tripletloss
+
+Every epoch is evaluated on --val_list and saved to <model_save_dir>/<model>/<epoch>/; the links `latest` and `best`
+beside it (best recall@1) are what eval.py, infer.py and --checkpoint take. The log goes to stdout and, as one JSON
+object a line, to train_log.jsonl in the same folder.
+"""
+
+import math
+import os
+import platform
+import random
+import time
+
+import numpy as np
+
+import losses
+import metrics
+import models
+import reader
+import utility
+from utility import UserError, boolean, number
+
+# Another value of one of these makes a continued run another run.
+SAME_RUN = ("loss_name", "train_batch_size", "samples_each_class", "optimizer", "freeze_bn", "seed", "total_images")
+
+
+def parse_args():
+    parser = utility.make_parser(__doc__)
+    reader.add_data_arguments(parser)
+    models.add_model_arguments(parser)
+    losses.add_loss_arguments(parser)
+
+    group = parser.add_argument_group("batches")
+    add = group.add_argument
+    add("--batch_size", type=number(int, low=1), default=256, help="images a step, for training")
+    add("--train_batch_size", type=number(int, low=1), help="the same, and goes before --batch_size")
+    add(
+        "--test_batch_size", type=number(int, low=1), default=32, help="images at once in evaluation; changes no figure"
+    )
+    add("--total_images", type=number(int, low=1), help="images an epoch (default: the length of --train_list)")
+    add("--min_area", type=number(float, above=0, high=1), default=0.08,
+        help="smallest share of a picture that a random crop may keep; 0.08 is the original, 0.16 to 0.5 suits "
+        "pictures that are cut to the object already")  # fmt: skip
+
+    group = parser.add_argument_group("optimizer")
+    add = group.add_argument
+    add("--num_epochs", type=number(int, low=1), default=120, help="epochs to train")
+    add(
+        "--optimizer", choices=("momentum", "sgd", "adam", "adamw"), default="momentum", help="momentum is the original"
+    )
+    add("--lr", type=number(float, low=0), default=0.1,
+        help="learning rate; 0.1 is for momentum and a batch of 256 from scratch, 0.001 for fine-tuning; for adam and "
+        "adamw 0.001 from scratch, 1e-5 to 1e-4 for fine-tuning")  # fmt: skip
+    add("--lr_strategy", choices=("piecewise_decay", "cosine_decay", "constant"), default="piecewise_decay",
+        help="piecewise_decay: a tenth after each of --lr_epochs; cosine_decay: to 0 at the last step")  # fmt: skip
+    add("--lr_epochs", type=utility.comma_separated(number(float, above=0)),
+        help="epochs at which piecewise_decay steps down, such as 30,60,90 (default: a quarter, a half and three "
+        "quarters of --num_epochs)")  # fmt: skip
+    add(
+        "--warmup_epochs",
+        type=number(float, low=0),
+        default=0.0,
+        help="the rate rises linearly to --lr over these epochs",
+    )
+    add("--weight_decay", type=number(float, low=0), default=1e-4, help="L2 penalty; for adamw the decoupled decay")
+    add("--freeze_bn", type=boolean, default=False, help="keep batch-norm statistics and scales: pays in fine-tuning")
+    add(
+        "--zero_init_residual", type=boolean, default=False, help="start residual blocks as identity: pays from scratch"
+    )
+    add("--with_mem_opt", type=boolean, default=False,
+        help="compute activations again in the backward pass: about half the memory, a third more time")  # fmt: skip
+    add("--amp", choices=("off", "float16", "bfloat16"), default="off", help="mixed precision on a GPU")
+
+    group = parser.add_argument_group("run")
+    add = group.add_argument
+    add("--model_save_dir", default="output", help="checkpoints and log go to <model_save_dir>/<model>/")
+    add("--checkpoint", default="", help="continue a run: a checkpoint directory, or latest")
+    add(
+        "--overwrite",
+        type=boolean,
+        default=False,
+        help="delete an earlier run's checkpoints and log in --model_save_dir",
+    )
+    add("--force", type=boolean, default=False, help="continue with --checkpoint although flags differ from that run's")
+    add("--eval_every", type=number(int, low=0), default=1, help="epochs between evaluations; 0: none, and no best")
+    add("--eval_at_start", type=boolean, default=False, help="evaluate before the first step, too")
+    add("--keep", type=number(int, low=1), default=1, help="newest epochs that stay on disk, beside the best one")
+    add("--log_every", type=number(int, low=1), default=10, help="steps between log lines")
+    args = parser.parse_args()
+    args.train_batch_size = args.train_batch_size or args.batch_size
+    return args
+
+
+def main():
+    args = parse_args()
+    state = find_start(args)
+    train, val, classes = load_lists(args, state)
+    steps = max(1, (args.total_images or len(train.paths)) // args.train_batch_size)
+    run_dir = prepare_run_dir(args)
+    utility.print_arguments(args)
+
+    paddle = utility.start_paddle(args.use_gpu, args.seed)
+    network = models.build_model(args.model, args.class_dim, args.pooling, args.embedding_size)
+    if args.zero_init_residual:
+        network.backbone.zero_init_residual()
+    if args.with_mem_opt:
+        network.backbone.use_recompute()
+    if args.pretrained_model:
+        print(models.load_weights(network, models.read_weights(args.pretrained_model), args.model))
+    if args.freeze_bn:
+        network.freeze_batch_norm()
+    optimizer = build_optimizer(paddle, args, network)
+    first_epoch, best = 0, None
+    if args.checkpoint:
+        first_epoch, best = continue_run(args, state, network, optimizer)
+        print(f"continuing {args.checkpoint} at epoch {first_epoch}")
+    log = os.path.join(run_dir, utility.LOG_FILE)
+    versions = {"paddle": paddle.__version__, "numpy": np.__version__, "python": platform.python_version()}
+    utility.log_json(log, {"args": vars(args), "versions": versions, "device": paddle.get_device()})
+
+    if args.eval_at_start and not args.checkpoint:
+        evaluate(network, val, args, log, epoch=-1)
+    for epoch in range(first_epoch, args.num_epochs):
+        train_epoch(paddle, args, network, optimizer, train, classes, epoch, steps, log)
+        recall = None
+        if args.eval_every and ((epoch + 1) % args.eval_every == 0 or epoch + 1 == args.num_epochs):
+            recall = evaluate(network, val, args, log, epoch)
+        if recall is not None and (best is None or recall > best["recall@1"]):
+            best = {"recall@1": recall, "epoch": epoch}
+        state = {
+            "settings": {name: getattr(args, name) for name in (*models.SETTINGS, "class_dim")},
+            "labels": [int(label) for label in classes],
+            "best": best,
+            "args": vars(args),
+        }
+        path = utility.save_checkpoint(run_dir, epoch, network, optimizer, state)
+        if best and best["epoch"] == epoch:
+            utility.point_at(run_dir, "best", epoch)
+        utility.remove_old_checkpoints(run_dir, args.keep)
+        print(f"saved {path}" + (f", best recall@1 {best['recall@1']:.4f} in pass {best['epoch']}" if best else ""))
+    print(f"done: {os.path.join(run_dir, 'best' if best else 'latest')}")
+
+
+# ---------------------------------------------------------------- before the first step
+
+
+def find_start(args):
+    """Settles model flags and seed by --checkpoint or --pretrained_model; -> the state of the run to continue."""
+    state = None
+    if args.checkpoint == "latest":
+        runs = [args.model] if args.model else [m for m in models.MODELS if os.path.isdir(f"{args.model_save_dir}/{m}")]
+        if len(runs) != 1:
+            raise UserError(f"{args.model_save_dir}: --checkpoint=latest needs --model where there is not just one run")
+        args.checkpoint = os.path.join(args.model_save_dir, runs[0], "latest")
+    if args.checkpoint:
+        state = utility.read_checkpoint_state(args.checkpoint)
+        if args.seed is None:
+            args.seed = state["args"]["seed"]
+        if args.class_dim is None:
+            args.class_dim = state["settings"]["class_dim"]
+        models.settle_arguments(args, state, fixed=tuple(models.SETTINGS))
+        changed = [name for name in SAME_RUN if getattr(args, name) != state["args"][name]]
+        if changed and not args.force:
+            what = ", ".join(f"--{name}={getattr(args, name)} (was {state['args'][name]})" for name in changed)
+            raise UserError(
+                f"{args.checkpoint}: this would be another run: {what}; --force=True continues all the same"
+            )
+    else:
+        pretrained = models.read_state(args.pretrained_model) if args.pretrained_model else None
+        models.settle_arguments(args, pretrained, fixed=("model",))
+    if args.seed is None:
+        args.seed = random.SystemRandom().randrange(2**31)
+    return state
+
+
+def load_lists(args, state):
+    """Reads and checks both lists; -> (training Samples, validation Samples or None, the classes' labels in order).
+
+    The training labels become class indices: themselves where all fit below a given --class_dim (so that a head of
+    ImageNet keeps its meaning), else their rank.
+    """
+    train = reader.read_list(args.train_list, args.data_dir)
+    found = np.unique(train.labels)
+    if state:
+        classes = np.array(state["labels"], np.int64)
+        if not np.isin(found, classes).all():
+            raise UserError(f"{args.train_list}: has classes that the run of {args.checkpoint} did not have")
+    elif args.class_dim and found[0] >= 0 and found[-1] < args.class_dim:
+        classes = np.arange(args.class_dim)
+    else:
+        classes = found
+    args.class_dim = args.class_dim or len(classes)
+    if args.class_dim < len(found):
+        raise UserError(f"--class_dim={args.class_dim} is less than the {len(found)} classes of {args.train_list}")
+    if args.loss_name != "softmax":
+        reader.check_balance(len(found), args.train_batch_size, args.samples_each_class)
+        small = int((np.unique(train.labels, return_counts=True)[1] < args.samples_each_class).sum())
+        if small:
+            print(f"note: {small} classes have fewer than {args.samples_each_class} images: drawn with replacement")
+    elif args.train_batch_size > len(train.paths):
+        print(f"note: batches of {len(train.paths)}: the list has no more images")
+    val = reader.read_list(args.val_list, args.data_dir) if args.eval_every or args.eval_at_start else None
+    if args.on_bad_image == "fail":
+        reader.check_files(train)
+        if val:
+            reader.check_files(val)
+    return train._replace(labels=np.searchsorted(classes, train.labels)), val, classes
+
+
+def prepare_run_dir(args):
+    """Creates <model_save_dir>/<model>; an earlier run in it is only touched with --checkpoint or --overwrite."""
+    run_dir = os.path.join(args.model_save_dir, args.model)
+    used = os.path.exists(os.path.join(run_dir, utility.LOG_FILE)) or os.path.lexists(os.path.join(run_dir, "latest"))
+    if used and not args.checkpoint and not args.overwrite:
+        raise UserError(
+            f"{run_dir}: holds an earlier run: continue it with --checkpoint=latest, delete it with --overwrite=True, "
+            "or take another --model_save_dir"
+        )
+    utility.make_directory(run_dir)
+    if args.overwrite and not args.checkpoint:
+        utility.clear_run(run_dir)
+    return run_dir
+
+
+def build_optimizer(paddle, args, network):
+    parameters = [p for p in network.parameters() if not p.stop_gradient]
+    common = {"learning_rate": args.lr, "parameters": parameters, "weight_decay": args.weight_decay}
+    if args.optimizer == "momentum":
+        return paddle.optimizer.Momentum(momentum=0.9, **common)
+    return {"sgd": paddle.optimizer.SGD, "adam": paddle.optimizer.Adam, "adamw": paddle.optimizer.AdamW}[
+        args.optimizer
+    ](**common)
+
+
+def continue_run(args, state, network, optimizer):
+    """Loads weights and optimizer; -> (the epoch to go on with, the best recall so far or None)."""
+    models.load_weights(network, models.read_weights(args.checkpoint), args.model, head="must")
+    saved = models.read_pickle(os.path.join(args.checkpoint, utility.OPTIMIZER_FILE))
+    utility.load_optimizer_state(network, optimizer, saved)
+    return state["epoch"] + 1, state["best"]
+
+
+# ---------------------------------------------------------------- training
+
+
+def learning_rate(args, epoch):
+    """The rate at `epoch`, a float: 1.5 is in the middle of the second epoch."""
+    if epoch < args.warmup_epochs:
+        return args.lr * epoch / args.warmup_epochs
+    if args.lr_strategy == "cosine_decay":
+        share = (epoch - args.warmup_epochs) / max(args.num_epochs - args.warmup_epochs, 1e-9)
+        return args.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1)))
+    if args.lr_strategy == "piecewise_decay":
+        boundaries = args.lr_epochs or [args.num_epochs * share for share in (0.25, 0.5, 0.75)]
+        return args.lr * 0.1 ** sum(epoch >= boundary for boundary in boundaries)
+    return args.lr
+
+
+def training_batches(args, train, epoch, steps, bad_images):
+    """The epoch's batches of augmented pictures, read ahead in threads."""
+    shape = args.image_shape[1:]
+    if args.loss_name == "softmax":
+        order = reader.shuffled_batches(len(train.paths), args.train_batch_size, args.seed, epoch, steps)
+    else:
+        order = reader.class_balanced_batches(
+            train.labels, args.train_batch_size, args.samples_each_class, args.seed, epoch, steps
+        )
+    return reader.read_batches(
+        train,
+        order,
+        reader.training_transform(shape, args.seed, epoch, args.min_area),
+        shape,
+        num_workers=args.num_workers,
+        bad_images=None if args.on_bad_image == "fail" else bad_images,
+        # Another picture of the class keeps the batch balanced.
+        replace=lambda index: np.setdiff1d(np.flatnonzero(train.labels == train.labels[index]), index),
+    )
+
+
+def train_epoch(paddle, args, network, optimizer, train, classes, epoch, steps, log):
+    """One pass of `steps` batches; prints and logs every `log_every` steps."""
+    metric_loss = losses.build_loss(args.loss_name, args.margin, args.triplet_mining)
+    classification_loss = losses.build_classification_loss(args.label_smoothing)
+    amp = args.amp != "off" and utility.on_gpu()
+    scaler = paddle.amp.GradScaler(enable=amp and args.amp == "float16", init_loss_scaling=2.0**14)
+    top = [min(k, args.class_dim) for k in (1, 5)]
+    network.train()
+    if args.freeze_bn:
+        network.freeze_batch_norm()
+
+    bad_images = []
+    finite = paddle.to_tensor(True)
+    steps_since, images, waited, last_log = 0, 0, 0.0, time.time()
+    batches = training_batches(args, train, epoch, steps, bad_images)
+    for step in range(steps):
+        start = time.time()
+        batch = next(batches)
+        waited += time.time() - start
+        # The draws of mining and dropout depend on the step alone, so that a continued run repeats them.
+        paddle.seed((args.seed + epoch * steps + step) % 2**31)
+        lr = learning_rate(args, epoch + (step + 1) / steps if epoch < args.warmup_epochs else epoch + step / steps)
+        optimizer.set_lr(lr)
+
+        image, label = paddle.to_tensor(batch.image), paddle.to_tensor(batch.label)
+        with paddle.amp.auto_cast(enable=amp, dtype=args.amp if amp else "float16"):
+            embedding, logits = network(image)
+        loss_cls = classification_loss(logits, label)
+        loss_metric = paddle.zeros([]) if metric_loss is None else metric_loss(embedding, label)
+        loss = loss_cls if metric_loss is None else loss_metric + args.alpha * loss_cls
+
+        # On the CPU a bad loss is seen before it reaches the weights; on a GPU reading it here would stall every step.
+        finite = paddle.logical_and(finite, paddle.isfinite(loss).all())
+        log_now = step % args.log_every == 0 or step + 1 == steps
+        if (log_now or not utility.on_gpu()) and not finite.item():
+            raise_diverged(args, epoch, step)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.clear_grad()
+
+        images += len(batch.index)
+        steps_since += 1
+        if log_now:
+            acc1, acc5 = (paddle.metric.accuracy(logits, label.unsqueeze(1), k=k).item() for k in top)
+            record = {
+                "epoch": epoch, "step": step, "lr": lr, "loss_metric": loss_metric.item(), "loss_cls": loss_cls.item(),
+                "acc1": acc1, "acc5": acc5,
+            }  # fmt: skip
+            seconds = time.time() - last_log
+            left = ((args.num_epochs - epoch) * steps - step - 1) * seconds / steps_since
+            record.update(sec=seconds / steps_since, img_per_sec=images / seconds, data_wait=waited / seconds)
+            utility.log_json(log, record)
+            print(
+                f"Pass {epoch}, trainbatch {step}, lr {lr:.6g}, loss_metric {record['loss_metric']:.4f}, "
+                f"loss_cls {record['loss_cls']:.4f}, acc1 {acc1:.4f}, acc5 {acc5:.4f}, time {record['sec']:.2f} sec, "
+                f"{record['img_per_sec']:.1f} img/s, data wait {record['data_wait']:.1%}, "
+                f"left {utility.duration(left)}",
+                flush=True,
+            )
+            steps_since, images, waited, last_log = 0, 0, 0.0, time.time()
+    reader.report_bad_images(train, bad_images)
+
+
+def raise_diverged(args, epoch, step):
+    latest = os.path.join(args.model_save_dir, args.model, "latest")
+    good = os.path.realpath(latest) if os.path.lexists(latest) else "none yet"
+    raise UserError(
+        f"the loss became NaN or infinite in pass {epoch}, trainbatch {step}; last good checkpoint: {good}; try a "
+        f"smaller --lr than {args.lr:g}, --warmup_epochs=1" + (", --amp=bfloat16" if args.amp == "float16" else "")
+    )
+
+
+def evaluate(network, val, args, log, epoch):
+    """Prints and logs recall@1,2,4,8 on the validation list; -> recall@1."""
+    start, bad = time.time(), []
+    skip = bad if args.on_bad_image == "skip" else None
+    features, index = utility.extract(
+        network, reader.read_in_order(val, args, args.test_batch_size, skip), len(val.paths)
+    )
+    reader.report_bad_images(val, bad)
+    result = metrics.retrieval_metrics(features, val.labels[index], recall_at=(1, 2, 4, 8))
+    seconds = time.time() - start
+    utility.log_json(log, {"epoch": epoch, "eval": result, "sec": seconds})
+    recalls = ", ".join(f"recall@{k} {result[f'recall@{k}']:.4f}" for k in (1, 2, 4, 8))
+    print(
+        f"Pass {epoch}, {recalls}, {len(index)} images of {len(np.unique(val.labels))} classes, time {seconds:.2f} sec"
+    )
+    return result["recall@1"]
+
+
+if __name__ == "__main__":
+    utility.run_script(main)

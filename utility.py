@@ -1,0 +1,368 @@
+"""What the three scripts share beside data and network: process set-up, flags, checkpoints, logs.
+
+Importing this file does not import paddle: `start_paddle` must be able to set the environment first.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+import time
+import warnings
+
+CHECKPOINT_FORMAT = 1
+CHECKPOINT_FILE = "checkpoint.json"
+WEIGHTS_FILE = "model.pdparams"
+OPTIMIZER_FILE = "model.pdopt"
+LOG_FILE = "train_log.jsonl"
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; its message is one line that says how. Scripts exit with status 2."""
+
+
+def run_script(main):
+    """Runs `main()` and ends the process: 0, 2 after a UserError (one line on stderr), 130 after Ctrl-C."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone: not a failure, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+# ---------------------------------------------------------------- flags
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def make_parser(description):
+    """An ArgumentParser whose --help shows defaults and keeps line breaks, and whose errors are UserErrors."""
+
+    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        def _get_help_string(self, action):
+            # A default of None or "" is explained by the help text itself.
+            return action.help if action.default in (None, "") else super()._get_help_string(action)
+
+    return _Parser(description=description, formatter_class=Formatter, allow_abbrev=False)
+
+
+def boolean(text):
+    """The type of a True/False flag."""
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"expected True or False, not {text!r}")
+    return values[text.lower()]
+
+
+def number(kind, low=None, above=None, high=None):
+    """The type of a numeric flag: `kind` is int or float, the range `low <= x`, `above < x`, `x <= high`."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {kind.__name__}, not {text!r}") from None
+        # `not (a <= b)` rather than `a > b`: a NaN must fail, too.
+        if (
+            (low is not None and not value >= low)
+            or (above is not None and not value > above)
+            or (high is not None and not value <= high)
+            or (kind is float and value in (float("inf"), float("-inf")))
+        ):
+            limits = [f"at least {low}"] * (low is not None) + [f"above {above}"] * (above is not None)
+            limits += [f"at most {high}"] * (high is not None)
+            raise argparse.ArgumentTypeError(f"{text} is out of range: must be {' and '.join(limits) or 'finite'}")
+        return value
+
+    return parse
+
+
+def comma_separated(parse):
+    """The type of a flag that takes a list, such as 1,2,4,8."""
+    return lambda text: [parse(item) for item in text.split(",") if item.strip()]
+
+
+def print_arguments(args):
+    """Prints the arguments in force, as the original scripts did."""
+    print("-----------  Configuration Arguments -----------")
+    for name, value in sorted(vars(args).items()):
+        print(f"{name}: {value}")
+    print("------------------------------------------------", flush=True)
+
+
+# ---------------------------------------------------------------- process and device
+
+
+def cpu_count():
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _mkl_cpu_type(cpuinfo="/proc/cpuinfo"):
+    """The MKL_DEBUG_CPU_TYPE that takes Paddle's MKL off its slow path on AMD processors, or None.
+
+    7 is MKL's AVX-512 code, 5 its AVX2 code; asking for instructions the processor lacks kills the process.
+    """
+    try:
+        with open(cpuinfo) as file:
+            text = file.read()
+    except OSError:
+        return None
+    flags = set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())
+    if "AuthenticAMD" not in text or not {"avx2", "fma"} <= flags:
+        return None
+    return "7" if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= flags else "5"
+
+
+def start_paddle(use_gpu=False, seed=None):
+    """Sets up the process, imports paddle for the first time, and selects the device.
+
+    Returns the paddle module. Everything here that Paddle reads only when it is imported is left alone where
+    the user has set it. Asking for a GPU that is not there is said once, and the CPU is used.
+    """
+    local_processes = int(os.environ.get("PADDLE_LOCAL_SIZE") or 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // local_processes)))
+    mkl = _mkl_cpu_type()
+    if mkl:
+        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", mkl)
+    # Paddle warns about the thread count that we set on purpose, and about a compiler cache that nobody needs here.
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import paddle
+    for line in said.getvalue().splitlines():
+        if "OMP_NUM_THREADS" not in line and "ccache" not in line and "warnings.warn" not in line:
+            print(line, file=sys.stderr)
+
+    # Paddle says this once a process, about the running statistics that every user expects.
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean")
+
+    gpu = use_gpu and paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+    if use_gpu and not gpu:
+        why = "no GPU found" if paddle.is_compiled_with_cuda() else "this paddlepaddle is built for the CPU only"
+        print(f"note: --use_gpu=True, but {why}: running on the CPU", file=sys.stderr)
+    paddle.set_device("gpu" if gpu else "cpu")
+    if seed is not None:
+        paddle.seed(seed)
+    return paddle
+
+
+def on_gpu():
+    """True where the current device is a GPU."""
+    import paddle
+
+    return paddle.is_compiled_with_cuda() and paddle.get_device().startswith("gpu")
+
+
+# ---------------------------------------------------------------- files
+
+
+def make_directory(path):
+    """Creates `path` and its parents; a UserError where that or writing into it is impossible."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        probe = os.path.join(path, f".write_test_{os.getpid()}")
+        with open(probe, "w"):
+            pass
+        os.remove(probe)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write into this directory: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="w"):
+    """Opens a file beside `path` that takes its name only when all was written; a UserError where it can't be."""
+    temporary = f"{path}.tmp{os.getpid()}"
+    try:
+        with open(temporary, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def save_checkpoint(run_dir, epoch, network, optimizer, state):
+    """Writes `<run_dir>/<epoch>/` beside its final name, renames it, then points `latest` at it.
+
+    Args:
+        network: its `state_dict` goes to model.pdparams.
+        optimizer: its state goes to model.pdopt, under the parameters' structured names (Paddle's generated
+            names depend on everything the process built before).
+        state: what else belongs to the run, as plain JSON values.
+
+    Returns: the checkpoint's path.
+    """
+    import paddle
+
+    final = os.path.join(run_dir, str(epoch))
+    temporary = f"{final}.tmp{os.getpid()}"
+    try:
+        os.makedirs(temporary)
+        weights = {name: value.numpy() for name, value in network.state_dict().items()}
+        paddle.save(weights, os.path.join(temporary, WEIGHTS_FILE))
+        paddle.save(_named_optimizer_state(network, optimizer), os.path.join(temporary, OPTIMIZER_FILE))
+        with open(os.path.join(temporary, CHECKPOINT_FILE), "w") as file:
+            json.dump({"format": CHECKPOINT_FORMAT, "epoch": epoch, **state}, file, indent=1)
+        for name in os.listdir(temporary):
+            with open(os.path.join(temporary, name), "rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+    except OSError as error:
+        raise UserError(f"{final}: cannot write the checkpoint: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    point_at(run_dir, "latest", epoch)
+    return final
+
+
+def point_at(run_dir, name, epoch):
+    """Makes the link `<run_dir>/<name>` (latest, best) point at the checkpoint of `epoch`, in one step."""
+    link = os.path.join(run_dir, name)
+    temporary = f"{link}.tmp{os.getpid()}"
+    os.symlink(str(epoch), temporary)
+    os.replace(temporary, link)
+
+
+def remove_old_checkpoints(run_dir, keep):
+    """Deletes all but the `keep` newest epochs and those that `latest` and `best` point at."""
+    epochs = sorted((int(name) for name in os.listdir(run_dir) if name.isdigit()), reverse=True)
+    pointed = {os.path.basename(os.path.realpath(os.path.join(run_dir, name))) for name in ("latest", "best")}
+    for epoch in epochs[keep:]:
+        if str(epoch) not in pointed:
+            shutil.rmtree(os.path.join(run_dir, str(epoch)), ignore_errors=True)
+
+
+def clear_run(run_dir):
+    """Deletes the checkpoints and the log of an earlier run, and nothing else."""
+    for name in os.listdir(run_dir) if os.path.isdir(run_dir) else []:
+        path = os.path.join(run_dir, name)
+        if name in ("latest", "best", LOG_FILE):
+            os.remove(path)
+        elif name.isdigit() and os.path.exists(os.path.join(path, CHECKPOINT_FILE)):
+            shutil.rmtree(path)
+
+
+def read_checkpoint_state(path):
+    """The dict that `save_checkpoint` was given as `state`, of the checkpoint directory `path`."""
+    file_name = os.path.join(path, CHECKPOINT_FILE)
+    try:
+        with open(file_name) as file:
+            state = json.load(file)
+    except OSError as error:
+        raise UserError(f"{path}: not a checkpoint directory of train.py ({error.strerror}: {file_name})") from None
+    except ValueError as error:
+        raise UserError(f"{file_name}: not readable as a checkpoint's description: {error}") from None
+    if state.get("format") != CHECKPOINT_FORMAT:
+        raise UserError(f"{file_name}: checkpoint format {state.get('format')}, this version reads {CHECKPOINT_FORMAT}")
+    return state
+
+
+def _named_optimizer_state(network, optimizer):
+    """{"<structured parameter name>/<accumulator>": array} of an optimizer."""
+    # The longest generated name first, so that no name is mistaken for the beginning of another.
+    names = sorted(((p.name, n) for n, p in network.named_parameters()), key=lambda pair: -len(pair[0]))
+    named = {}
+    for key, value in optimizer.state_dict().items():
+        if key == "master_weights":
+            continue  # rebuilt from the weights, which are kept in float32
+        owner = next((pair for pair in names if key.startswith(pair[0] + "_")), None)
+        if owner:
+            named[f"{owner[1]}/{key[len(owner[0]) + 1 :]}"] = value.numpy()
+    return named
+
+
+def load_optimizer_state(network, optimizer, named):
+    """Puts back what `_named_optimizer_state` wrote."""
+    import paddle
+
+    generated = {n: p.name for n, p in network.named_parameters()}
+    state = {}
+    for key, value in named.items():
+        name, accumulator = key.rsplit("/", 1)
+        if name not in generated:
+            raise UserError(f"the optimizer's state has {name!r}, which this network lacks")
+        state[f"{generated[name]}_{accumulator}"] = paddle.to_tensor(value)
+    optimizer.set_state_dict(state)
+
+
+# ---------------------------------------------------------------- progress
+
+
+def log_json(path, record):
+    """Appends one JSON object to the log `path`."""
+    with open(path, "a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def duration(seconds):
+    """Seconds as h:mm:ss."""
+    seconds = int(seconds)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def progress(items, total, what):
+    """Yields `items`; where stderr is a terminal, shows there how many of `total` are done and the time left.
+
+    `len(items[i])` images are counted for each item (a reader.Batch).
+    """
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    start, done = time.time(), 0
+    for item in items:
+        yield item
+        done += len(item.index)
+        left = (time.time() - start) / done * (total - done)
+        filled = 30 * done // max(total, 1)
+        bar = "#" * filled + "." * (30 - filled)
+        print(f"\r{what} [{bar}] {done}/{total}, {duration(left)} left ", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+
+
+# ---------------------------------------------------------------- running a network
+
+
+def forward(network, batches, total, what="features"):
+    """Runs the network in evaluation mode over reader batches; yields (batch, embedding, logits), Paddle tensors."""
+    import paddle
+
+    network.eval()
+    with paddle.no_grad():
+        for batch in progress(batches, total, what):
+            embedding, logits = network(paddle.to_tensor(batch.image))
+            yield batch, embedding, logits
+
+
+def extract(network, batches, total):
+    """Embeddings of all pictures: float32 [N, D], and their list indices int64 [N]."""
+    import numpy as np
+
+    features, indices = [], []
+    for batch, embedding, _ in forward(network, batches, total):
+        features.append(embedding.numpy())
+        indices.append(batch.index)
+    if not features:
+        raise UserError("not one image could be read")
+    return np.concatenate(features).astype(np.float32, copy=False), np.concatenate(indices)
