@@ -1,0 +1,160 @@
+"""retrieval_metrics against plain loops in float64, on random, tied and degenerate inputs."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import metrics
+from metrics import retrieval_metrics
+from utility import UserError
+
+
+def loop_metrics(features, labels, recall_at, gallery=None, gallery_labels=None):
+    """Each definition as it stands in the docstring; a tied negative goes before the positive."""
+    own = gallery is None
+    gallery, gallery_labels = (features, labels) if own else (gallery, gallery_labels)
+    hits, average_precision, r_precision = {k: 0 for k in recall_at}, 0, 0
+
+    def cosine(a, b):
+        return float(a @ b / max(np.sqrt(a @ a), 1e-300) / max(np.sqrt(b @ b), 1e-300))
+
+    for i, (q, label) in enumerate(zip(features.astype(np.float64), labels)):
+        others = [j for j in range(len(gallery)) if not (own and j == i)]
+        neighbours = [(cosine(q, gallery[j].astype(np.float64)), gallery_labels[j] == label) for j in others]
+        neighbours.sort(key=lambda pair: (-round(pair[0], 9), pair[1]))
+        relevant = [same for _, same in neighbours]
+        count = sum(relevant)
+        for k in recall_at:
+            hits[k] += any(relevant[:k])
+        if count:
+            precision = [sum(relevant[: r + 1]) / (r + 1) for r in range(count)]
+            average_precision += sum(p for p, same in zip(precision, relevant) if same) / count
+            r_precision += sum(relevant[:count]) / count
+    result = {f"recall@{k}": hits[k] / len(features) for k in recall_at}
+    return {**result, "MAP@R": average_precision / len(features), "R-precision": r_precision / len(features)}
+
+
+def check(features, labels, *gallery, recall_at=(1, 2, 4, 8)):
+    """Both agree; -> what retrieval_metrics returned."""
+    result = retrieval_metrics(features, labels, recall_at, *gallery)
+    wanted = loop_metrics(features, labels, recall_at, *gallery)
+    assert {name: result[name] for name in wanted} == pytest.approx(wanted, abs=1e-12)
+    assert set(result) - set(wanted) <= {"queries", "queries_without_positive"}
+    return result
+
+
+def clustered(rng, classes, images, dimension=6, spread=1.0):
+    labels = rng.permutation(np.repeat(rng.choice(1000, classes, replace=False) - 500, images))
+    centres = rng.normal(size=(1000, dimension))
+    return (centres[labels] + spread * rng.normal(size=(len(labels), dimension))).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
+def test_random_features(spread):
+    features, labels = clustered(np.random.default_rng(0), 7, 9, spread=spread)
+    result = check(features, labels)
+    assert 0 < result["recall@1"] <= result["recall@8"] and 0 < result["MAP@R"] <= result["R-precision"]
+
+
+def test_classes_of_unequal_sizes_and_lone_images():
+    rng = np.random.default_rng(1)
+    labels = rng.permutation(np.repeat(np.arange(9), [1, 2, 3, 1, 20, 5, 2, 1, 9]))
+    result = check(rng.normal(size=(len(labels), 4)).astype(np.float32), labels)
+    assert result["queries"] == 44 and result["queries_without_positive"] == 3
+
+
+@pytest.mark.parametrize("block", [1, 5, 60, 10**6])
+def test_any_block_size(monkeypatch, block):
+    monkeypatch.setattr(metrics, "BLOCK_VALUES", block * 63)
+    features, labels = clustered(np.random.default_rng(2), 7, 9)
+    check(features, labels)
+
+
+def test_ties_count_against_the_network():
+    """Vectors of few small integers: very many equal similarities."""
+    rng = np.random.default_rng(3)
+    for _ in range(10):
+        features = rng.integers(-1, 2, (40, 4)).astype(np.float32)
+        features[(features == 0).all(axis=1)] = 1
+        check(features, rng.integers(0, 5, 40))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1234, -7e3])
+def test_equal_features_find_nothing(value):
+    result = check(np.full((50, 37), value, np.float32), np.repeat(np.arange(10), 5))
+    assert result["recall@8"] == result["MAP@R"] == 0
+
+
+def test_duplicates_of_the_query_are_fair_neighbours():
+    features = np.random.default_rng(4).normal(size=(6, 3)).astype(np.float32)
+    result = check(np.repeat(features, 2, axis=0), np.repeat(np.arange(6), 2))
+    assert result["recall@1"] == result["MAP@R"] == 1
+
+
+def test_one_class_and_one_image():
+    features = np.random.default_rng(5).normal(size=(5, 3)).astype(np.float32)
+    assert check(features, np.zeros(5, int))["recall@1"] == 1
+    assert check(features[:1], np.zeros(1, int)) == {
+        "recall@1": 0, "recall@2": 0, "recall@4": 0, "recall@8": 0, "MAP@R": 0, "R-precision": 0, "queries": 1,
+        "queries_without_positive": 1,
+    }  # fmt: skip
+
+
+def test_k_beyond_the_list():
+    features, labels = clustered(np.random.default_rng(6), 3, 3)
+    assert check(features, labels, recall_at=(1, 100))["recall@100"] == 1
+
+
+def test_separate_gallery():
+    rng = np.random.default_rng(7)
+    features, labels = clustered(rng, 6, 8)
+    queries, query_labels = features[:20], labels[:20].copy()
+    query_labels[3] = 12345  # not in the gallery
+    assert check(queries, query_labels, features[20:], labels[20:])["queries_without_positive"] == 1
+
+
+def test_a_query_that_is_in_the_gallery_finds_itself():
+    features, labels = clustered(np.random.default_rng(8), 5, 4, spread=5)
+    assert retrieval_metrics(features, labels, (1,), features, labels)["recall@1"] == 1
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e4, 1e18])
+def test_the_length_of_features_does_not_matter(scale):
+    features, labels = clustered(np.random.default_rng(9), 6, 6)
+    wanted = retrieval_metrics(features, labels)
+    assert retrieval_metrics(features * np.float32(scale), labels) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_an_error(value):
+    features, labels = clustered(np.random.default_rng(10), 3, 4)
+    features[5, 2] = value
+    with pytest.raises(UserError, match=r"1 of 12 embeddings are NaN or infinite \(the first: number 5 of the list\)"):
+        retrieval_metrics(features, labels)
+
+
+def test_without_ranking_the_recall_is_the_same():
+    features, labels = clustered(np.random.default_rng(11), 6, 6)
+    every, some = retrieval_metrics(features, labels), retrieval_metrics(features, labels, full=False)
+    assert some == {name: value for name, value in every.items() if name not in ("MAP@R", "R-precision")}
+
+
+def test_inputs_are_left_alone_and_float64_and_float16_are_taken():
+    features, labels = clustered(np.random.default_rng(12), 6, 6)
+    before = features.copy()
+    wanted = retrieval_metrics(features, labels)
+    assert np.array_equal(features, before)
+    assert retrieval_metrics(features.astype(np.float64), labels.tolist()) == wanted
+    retrieval_metrics(features.astype(np.float16), labels)
+
+
+def test_memory_stays_bounded():
+    """20,000 x 64: a full similarity matrix would take 1.6 GB."""
+    rng = np.random.default_rng(13)
+    features, labels = rng.normal(size=(20000, 64)).astype(np.float32), rng.integers(0, 4000, 20000)
+    tracemalloc.start()
+    retrieval_metrics(features, labels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200e6
