@@ -4,43 +4,57 @@ import collections
 import io
 import os
 import pickle
+import re
 
 import numpy as np
 
 from utility import CHECKPOINT_FILE, WEIGHTS_FILE, UserError, read_checkpoint_state
 
-# What Paddle and NumPy write into .pdparams and .pdopt files. A pickle can name any function and have it called; no
-# other name is looked up here.
-_ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("collections", "OrderedDict"), ("_codecs", "encode")}
-_RECONSTRUCT = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}
+_DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|c8|c16)")
 
 
-def _empty_array(subtype, shape, dtype):
-    """Stands in for NumPy's `_reconstruct`, which would allocate whatever size a file asks for.
-
-    Real files always ask for an empty array, whose content follows.
-    """
-    if subtype is not np.ndarray or tuple(shape) != (0,):
+def _empty_array(subtype, shape, typecode):
+    if subtype is not _ARRAY or tuple(shape) != (0,):
         raise pickle.UnpicklingError("an array that is not built the way NumPy does")
-    return np.ndarray.__new__(np.ndarray, (0,), "b")
+    return np.ndarray.__new__(np.ndarray, (0,), "b")  # its content follows
+
+
+def _dtype(name, *flags):
+    if not (isinstance(name, str) and _DTYPE.fullmatch(name)):
+        raise pickle.UnpicklingError(f"an array of {name!r}")
+    return np.dtype(name, *flags)
 
 
 def _encode(text, encoding):
-    """Stands in for `_codecs.encode`, with which protocol 2 pickles write bytes."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"text encoding {encoding!r}")
     return text.encode("latin1")
 
 
-class _Unpickler(pickle.Unpickler):
+# A pickle can name any function and have it called with any arguments. These are the names that Paddle and NumPy write
+# into .pdparams and .pdopt files, each with a stand-in that takes no other arguments than they do: NumPy's own would
+# allocate whatever size a file asks for. No other name is looked up.
+_ARRAY = "the class of arrays"
+_STAND_INS = {
+    ("numpy", "ndarray"): _ARRAY,
+    ("numpy", "dtype"): _dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("_codecs", "encode"): _encode,  # with which protocol 2 writes bytes
+}
+
+
+class _Unpickler(pickle._Unpickler):
+    """The one written in Python: the C one allocates by the numbers in the file before it looks whether they are true.
+
+    It is as fast here, where the bulk of a file is a few large blocks of bytes.
+    """
+
     def find_class(self, module, name):
-        if (module, name) in _RECONSTRUCT:
-            return _empty_array
-        if (module, name) == ("_codecs", "encode"):
-            return _encode
-        if (module, name) in _ALLOWED:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"the forbidden object {module}.{name}")
+        if (module, name) not in _STAND_INS:
+            raise pickle.UnpicklingError(f"the forbidden object {module}.{name}")
+        return _STAND_INS[module, name]
 
 
 def read_pickle(path):

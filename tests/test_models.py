@@ -1,0 +1,331 @@
+"""Backbones against Paddle's own networks and restatements in plain functions; pooling against NumPy; weights files."""
+
+import os
+import pickle
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+
+import models
+from models.embedding_net import MEAN, STD, EmbeddingNet
+from utility import UserError
+
+
+def pictures(count=2, size=64, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+
+
+def normalised(image):
+    """uint8 NHWC -> float32 NCHW as ImageNet networks want it."""
+    x = (image.astype(np.float64) / 255 - MEAN) / STD
+    return paddle.to_tensor(np.ascontiguousarray(x.transpose(0, 3, 1, 2)).astype(np.float32))
+
+
+def scramble(network, seed=0):
+    """Weights and statistics that leave no layer at its neutral start."""
+    rng = np.random.default_rng(seed)
+    for name, value in network.state_dict().items():
+        low, high = (
+            (0.5, 1.5) if name.endswith(("_variance", "bn1.weight", "bn2.weight", "bn3.weight")) else (-0.2, 0.2)
+        )
+        if "conv" in name and name.endswith("weight") and value.ndim == 4:
+            high = (2 / np.prod(value.shape[1:])) ** 0.5
+            low = -high
+        value.set_value(rng.uniform(low, high, value.shape).astype(np.float32))
+    network.eval()
+    return network
+
+
+def close(a, b, tolerance=1e-5):
+    a, b = (v.numpy() if hasattr(v, "numpy") else v for v in (a, b))
+    assert a.shape == b.shape and np.abs(b).max() > 0
+    assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
+
+
+# ---------------------------------------------------------------- backbones
+
+
+@pytest.mark.parametrize("depth", [18, 50, 101, 152])
+def test_resnet_gives_the_outputs_of_paddle_vision_with_its_weights(depth, tmp_path):
+    theirs = scramble(getattr(paddle.vision.models, f"resnet{depth}")(num_classes=7))
+    paddle.save(theirs.state_dict(), str(tmp_path / "theirs.pdparams"))
+    ours = models.build_model(f"ResNet{depth}", 7)
+    line = models.load_weights(ours, models.read_weights(str(tmp_path / "theirs")), f"ResNet{depth}", head="must")
+    count = len(theirs.state_dict()) - 2
+    assert line == f"loaded {count} of {count} backbone tensors from {tmp_path}/theirs.pdparams"
+    ours.eval()
+    image = pictures()
+    with paddle.no_grad():
+        close(ours(paddle.to_tensor(image))[1], theirs(normalised(image)))
+
+
+def batch_norm(x, state, name):
+    scale, shift, mean, variance = (state[f"{name}.{n}"] for n in ("weight", "bias", "_mean", "_variance"))
+    return F.batch_norm(x, mean, variance, scale, shift)
+
+
+def stem(x, state):
+    x = F.relu(batch_norm(F.conv2d(x, state["conv1.weight"], stride=2, padding=3), state, "bn1"))
+    return F.max_pool2d(x, 3, 2, 1)
+
+
+def blocks(state):
+    """(name of the block, stride), in order."""
+    names = sorted({tuple(int(p) for p in n[5:].split(".")[:2]) for n in state if n.startswith("layer")})
+    return [(f"layer{stage}.{i}", 2 if stage > 1 and i == 0 else 1) for stage, i in names]
+
+
+def forward_va(x, state):
+    """The original ResNet: the first 1x1 convolution of a stage halves the resolution."""
+    x = stem(x, state)
+    for name, stride in blocks(state):
+        y = F.relu(batch_norm(F.conv2d(x, state[f"{name}.conv1.weight"], stride=stride), state, f"{name}.bn1"))
+        y = F.relu(batch_norm(F.conv2d(y, state[f"{name}.conv2.weight"], padding=1), state, f"{name}.bn2"))
+        y = batch_norm(F.conv2d(y, state[f"{name}.conv3.weight"]), state, f"{name}.bn3")
+        x = F.relu(y + shortcut(x, state, name, stride))
+    return x
+
+
+def shortcut(x, state, name, stride):
+    if f"{name}.downsample.0.weight" not in state:
+        return x
+    return batch_norm(F.conv2d(x, state[f"{name}.downsample.0.weight"], stride=stride), state, f"{name}.downsample.1")
+
+
+def forward_se_resnext(x, state):
+    x = stem(x, state)
+    for name, stride in blocks(state):
+        y = F.relu(batch_norm(F.conv2d(x, state[f"{name}.conv1.weight"]), state, f"{name}.bn1"))
+        y = F.conv2d(y, state[f"{name}.conv2.weight"], stride=stride, padding=1, groups=32)
+        y = F.relu(batch_norm(y, state, f"{name}.bn2"))
+        y = batch_norm(F.conv2d(y, state[f"{name}.conv3.weight"]), state, f"{name}.bn3")
+        s = y.mean([2, 3]) @ state[f"{name}.squeeze.weight"] + state[f"{name}.squeeze.bias"]
+        s = F.relu(s) @ state[f"{name}.excitation.weight"] + state[f"{name}.excitation.bias"]
+        x = F.relu(y * (1 / (1 + (-s).exp())).unsqueeze([2, 3]) + shortcut(x, state, name, stride))
+    return x
+
+
+@pytest.mark.parametrize(("name", "forward"), [("ResNet50_va", forward_va), ("SE_ResNeXt50_32x4d", forward_se_resnext)])
+def test_backbone_equals_its_restatement(name, forward):
+    network = scramble(models.build_model(name, 0))
+    image = pictures()
+    with paddle.no_grad():
+        close(network.backbone(normalised(image)), forward(normalised(image), network.backbone.state_dict()))
+
+
+def test_strides_matter():
+    """va and vb have the same shapes and different outputs."""
+    va, vb = (scramble(models.build_model(name, 0)) for name in ("ResNet50_va", "ResNet50"))
+    x = normalised(pictures())
+    with paddle.no_grad():
+        a, b = va.backbone(x).numpy(), vb.backbone(x).numpy()
+    assert a.shape == b.shape and np.abs(a - b).max() > 0.01 * np.abs(a).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        # paddle.vision's own count for ResNet, FACTS.md's for SE-ResNeXt; statistics of batch norm included
+        ("ResNet50", 25_610_152),
+        ("ResNet50_va", 25_610_152),
+        ("SE_ResNeXt50_32x4d", 27_628_120),
+    ],
+)
+def test_sizes_with_1000_classes(name, values):
+    network = models.build_model(name, 1000)
+    assert sum(int(np.prod(p.shape)) for p in network.state_dict().values()) == values
+
+
+def test_every_model_maps_pictures_to_features():
+    for name in models.MODELS:
+        network = models.build_model(name, 3)
+        network.eval()
+        with paddle.no_grad():
+            embedding, logits = network(paddle.to_tensor(pictures(1, 64)))
+        assert embedding.shape == [1, network.backbone.out_channels] and logits.shape == [1, 3]
+        depth = int("".join(c for c in name.split("_32x4d")[0] if c.isdigit()))
+        layers = [n for n, _ in network.backbone.named_sublayers() if n.split(".")[-1] in ("conv1", "conv2", "conv3")]
+        assert len(layers) + 1 == depth  # and the head
+
+
+# ---------------------------------------------------------------- the embedding network
+
+
+class Fixed(paddle.nn.Layer):
+    """A backbone that gives the picture itself."""
+
+    out_channels = 3
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("kind", models.POOLINGS)
+def test_pooling(kind):
+    network = EmbeddingNet(Fixed(), 0, kind)
+    image = pictures(3, 9)
+    x = normalised(image).numpy().astype(np.float64)
+    wanted = {
+        "avg": x.mean((2, 3)),
+        "max": x.max((2, 3)),
+        "avg+max": x.mean((2, 3)) + x.max((2, 3)),
+        "gem": (np.clip(x, 1e-6, None) ** 3).mean((2, 3)) ** (1 / 3),
+    }[kind]
+    embedding, logits = network(paddle.to_tensor(image))
+    assert logits is None
+    close(embedding, wanted.astype(np.float32))
+
+
+def test_gem_learns_its_power_and_stands_dead_channels():
+    network = EmbeddingNet(Fixed(), 0, "gem")
+    image = pictures(2, 5)
+    image[..., 0] = 0
+    network(paddle.to_tensor(image))[0].sum().backward()
+    gradient = network.pool.power.grad.numpy()
+    assert np.isfinite(gradient).all() and gradient != 0
+
+
+def test_embedding_layer_and_head():
+    network = EmbeddingNet(Fixed(), 5, embedding_size=4, dropout=0.5)
+    network.eval()
+    image = pictures(2, 6)
+    embedding, logits = network(paddle.to_tensor(image))
+    pooled = normalised(image).numpy().mean((2, 3))
+    close(embedding, pooled @ network.embedding.weight.numpy() + network.embedding.bias.numpy())
+    close(logits, embedding.numpy() @ network.head.weight.numpy() + network.head.bias.numpy())
+
+
+def test_zero_init_residual_makes_the_blocks_identities():
+    network = models.build_model("ResNet8", 0)
+    network.backbone.zero_init_residual()
+    block = network.backbone.layer1[0]
+    x = paddle.rand([2, 16, 8, 8])  # at least 0: the final relu changes nothing
+    assert np.array_equal(block(x).numpy(), x.numpy())
+
+
+def test_recomputation_changes_neither_gradients_nor_batch_norm_statistics():
+    image, results = pictures(6, 16), []
+    for recompute in (False, True):
+        paddle.seed(0)
+        network = models.build_model("ResNet8", 4)
+        if recompute:
+            network.backbone.use_recompute()
+        network.train()
+        for _ in range(2):
+            _, logits = network(paddle.to_tensor(image))
+            F.cross_entropy(logits, paddle.to_tensor(np.arange(6) % 4)).backward()
+        gradients = {n: p.grad.numpy() for n, p in network.named_parameters() if not p.stop_gradient}
+        results.append((gradients, {n: v.numpy() for n, v in network.state_dict().items()}))
+    (gradients, state), (gradients_again, state_again) = results
+    assert len(gradients) == len(gradients_again) > 20
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(gradients_again[name], gradient, rtol=1e-4, atol=1e-6, err_msg=name)
+    for name, value in state.items():
+        np.testing.assert_allclose(state_again[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+    start = models.build_model("ResNet8", 4).state_dict()
+    moved = [n for n in state if n.endswith("_mean") and not np.allclose(state[n], start[n].numpy(), atol=1e-4)]
+    assert len(moved) == len([n for n in state if n.endswith("_mean")])
+
+
+def test_frozen_batch_norm_stays():
+    network = models.build_model("ResNet8", 4)
+    network.train()
+    network.freeze_batch_norm()
+    before = {n: v.numpy().copy() for n, v in network.state_dict().items() if "bn" in n or "downsample.1" in n}
+    parameters = [p for p in network.parameters() if not p.stop_gradient]
+    optimizer = paddle.optimizer.SGD(0.1, parameters)
+    _, logits = network(paddle.to_tensor(pictures(4, 16)))
+    F.cross_entropy(logits, paddle.to_tensor([0, 1, 2, 3])).backward()
+    optimizer.step()
+    after = network.state_dict()
+    assert len(before) == 4 * 9 and all(np.array_equal(value, after[n].numpy()) for n, value in before.items())
+
+
+def test_unknown_names():
+    with pytest.raises(UserError, match="unknown model 'ResNet49'; known: ResNet50, "):
+        models.build_model("ResNet49", 1)
+    with pytest.raises(UserError, match="unknown pooling 'mean'; known: avg, max, gem, avg"):
+        models.build_model("ResNet8", 1, pooling="mean")
+
+
+# ---------------------------------------------------------------- weights files
+
+
+def saved(tmp_path, network, name="w.pdparams"):
+    paddle.save(network.state_dict(), str(tmp_path / name))
+    return str(tmp_path / name)
+
+
+def test_float16_weights_are_cast(tmp_path):
+    network = scramble(models.build_model("ResNet8", 3))
+    half = {n: v.numpy().astype(np.float16) for n, v in network.state_dict().items()}
+    paddle.save(half, str(tmp_path / "half.pdparams"))
+    other = models.build_model("ResNet8", 3)
+    models.load_weights(other, models.read_weights(str(tmp_path / "half.pdparams")), "ResNet8")
+    for name, value in other.state_dict().items():
+        assert value.dtype == paddle.float32 and np.array_equal(value.numpy(), half[name].astype(np.float32))
+
+
+def test_weights_of_another_network_change_nothing(tmp_path):
+    path = saved(tmp_path, models.build_model("ResNet18", 3))
+    network = models.build_model("ResNet50", 3)
+    before = {n: v.numpy().copy() for n, v in network.state_dict().items()}
+    with pytest.raises(UserError, match=r"w.pdparams: not the weights of ResNet50: backbone\.\S+ \(.* and \d+ more$"):
+        models.load_weights(network, models.read_weights(path), "ResNet50")
+    assert all(np.array_equal(v.numpy(), before[n]) for n, v in network.state_dict().items())
+
+
+def test_another_head_is_skipped_and_said(tmp_path):
+    path = saved(tmp_path, models.build_model("ResNet8", 3))
+    network = models.build_model("ResNet8", 4)
+    line = models.load_weights(network, models.read_weights(path), "ResNet8")
+    assert line.endswith("skipped: head.weight ([64, 3] there, [64, 4] here), head.bias ([3] there, [4] here)")
+    with pytest.raises(UserError, match=r"head\.weight"):
+        models.load_weights(network, models.read_weights(path), "ResNet8", head="must")
+
+
+class Malicious:
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_pickle_that_runs_a_command_is_refused(tmp_path, protocol):
+    marker = tmp_path / "marker"
+    path = tmp_path / "bad.pdparams"
+    path.write_bytes(pickle.dumps({"w": Malicious(os.mkdir, str(marker))}, protocol))
+    with pytest.raises(UserError, match=r"bad.pdparams: refused: .*the forbidden object \w+.mkdir"):
+        models.read_weights(str(path))
+    assert not marker.exists()
+
+
+def test_a_pickle_that_asks_for_memory_is_refused(tmp_path):
+    path = tmp_path / "big.pdparams"
+    reconstruct = np.zeros(1).__reduce__()[0]
+    path.write_bytes(pickle.dumps({"w": Malicious(reconstruct, np.ndarray, (10**12,), b"d")}))
+    with pytest.raises(UserError, match="refused"):
+        models.read_weights(str(path))
+    for call in (Malicious(np.ndarray, (10**10,)), Malicious(np.dtype, "S1000000000")):
+        path.write_bytes(pickle.dumps({"w": call}))
+        with pytest.raises(UserError, match=r"big\.pdparams: (refused|broken)"):
+            models.read_weights(str(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x04", "truncated", "list"])
+def test_broken_files(tmp_path, content):
+    path = tmp_path / "broken.pdparams"
+    if content == "truncated":
+        content = pickle.dumps({"w": np.zeros(100)})[:-50]
+    path.write_bytes(pickle.dumps([1, 2]) if content == "list" else content)
+    with pytest.raises(UserError, match=r"broken.pdparams: "):
+        models.read_weights(str(path))
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(UserError, match="no weights there"):
+        models.read_weights(str(tmp_path / "none"))
