@@ -8,15 +8,18 @@ at random depends on the seed, the epoch and the position in it alone, never on 
 import argparse
 import collections
 import concurrent.futures
+import contextlib
 import io
 import math
 import os
 import re
 import sys
+import threading
+import warnings
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utility import UserError, boolean, cpu_count, number
 
@@ -47,7 +50,8 @@ def read_list(path, data_dir=None, need_labels=True):
     Raises: UserError naming file and line for a missing or empty list, and for a line without an integer label.
     """
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        # utf-8-sig: editors on Windows begin files with a byte order mark.
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
             rows = [(line, row.strip()) for line, row in enumerate(file.read().split("\n"), 1) if row.strip()]
     except OSError as error:
         raise UserError(
@@ -58,17 +62,16 @@ def read_list(path, data_dir=None, need_labels=True):
         raise UserError(f"{path}: the list is empty")
     folder = os.path.dirname(path) if data_dir is None else data_dir
     lines = [line for line, _ in rows]
-    if not need_labels and not any(re.search(r"\s[+-]?\d+$", row) for _, row in rows):
+    if not need_labels and not any(re.search(r"\s[+-]?[0-9]+$", row) for _, row in rows):
         return Samples([os.path.join(folder, row) for _, row in rows], None, path, lines)
     paths, labels = [], []
     for line, row in rows:
         fields = row.rsplit(None, 1)
         if len(fields) < 2:
             raise UserError(f"{path}:{line}: no label on this line: expected '<path> <label>', found {row!r}")
-        try:
-            label = int(fields[1])
-        except ValueError:
-            raise UserError(f"{path}:{line}: the label {fields[1]!r} is no integer") from None
+        if not re.fullmatch(r"[+-]?[0-9]{1,1000}", fields[1]):  # int() would take 1_0, too
+            raise UserError(f"{path}:{line}: the label {fields[1]!r} is no integer")
+        label = int(fields[1])
         if not -(2**63) <= label < 2**63:
             raise UserError(f"{path}:{line}: the label {label} does not fit into 64 bits")
         paths.append(os.path.join(folder, fields[0]))
@@ -107,17 +110,19 @@ def where(samples, index):
 def check_files(samples):
     """Raises a UserError that names the first missing picture, before hours are spent on the others.
 
-    Looks into each folder once rather than at each file.
+    Looks into each folder once rather than at each file; at a file itself only where the folder does not show it, as a
+    file system that takes a.JPG for a.jpg or a folder that may be entered but not listed.
     """
     folders, missing = {}, []
     for index, path in enumerate(samples.paths):
         folder, name = os.path.split(path)
         if folder not in folders:
             try:
-                folders[folder] = set(os.listdir(folder or "."))
-            except OSError:
+                with os.scandir(folder or ".") as entries:
+                    folders[folder] = {entry.name for entry in entries if not entry.is_dir()}
+            except (OSError, ValueError):
                 folders[folder] = set()
-        if name not in folders[folder]:
+        if name not in folders[folder] and not os.path.isfile(path):
             missing.append(index)
     if missing:
         more = f"; {len(missing)} of {len(samples.paths)} are missing: is --data_dir right?" if len(missing) > 1 else ""
@@ -130,7 +135,8 @@ def check_files(samples):
 def decode(data):
     """The bytes of a JPEG, PNG, BMP, WebP (or what else Pillow reads) -> upright RGB, uint8 [H, W, 3].
 
-    Grey, palette, CMYK and 16-bit pictures are converted; an alpha channel is dropped.
+    Grey, palette, CMYK and 16-bit pictures are converted. An alpha channel is dropped, as torchvision, PaddleClas and
+    OpenCV do: what is transparent shows the colour stored there. Of an animation, the first picture is taken.
 
     Raises: BadImage where the data is empty, truncated, or no picture.
     """
@@ -139,17 +145,52 @@ def decode(data):
     # OpenCV is the faster decoder, but takes a JPEG that ends early for a good one with a grey rest. One that ends with
     # its end marker is whole; any other goes to Pillow, which tells a truncated file from one with a trailer.
     if data[:3] == b"\xff\xd8\xff" and data[-2:] == b"\xff\xd9":
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        if image is not None:
-            return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+        with contextlib.suppress(cv2.error):  # more pixels than OpenCV takes: Pillow finds the words for it
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            if image is not None:
+                if _has_gray_corner(image) and _stops_early(data):
+                    raise BadImage("a truncated JPEG")
+                return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip rather than scale
-                return np.repeat((np.asarray(image, np.uint32) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-            return np.array(image.convert("RGB"))
+        return _decode_with_pillow(data)
+    except UnidentifiedImageError:
+        raise BadImage("not an image, or in no format that is known here") from None
     except Exception as error:  # a broken file makes Pillow's plugins raise nearly anything
-        raise BadImage(f"not readable as an image ({error})") from None
+        raise BadImage(f"not readable as an image ({' '.join(str(error).split())})") from None
+
+
+def _decode_with_pillow(data):
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        with contextlib.suppress(Exception):  # a broken EXIF block does not make a broken picture
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip rather than scale
+            gray = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)
+            return cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _has_gray_corner(image):
+    """Whether a corner has the grey that libjpeg gives to what is missing (EXIF data decides which corner is last)."""
+    return bool((image[[0, 0, -1, -1], [0, -1, 0, -1]] == 128).all(axis=1).any())
+
+
+def _stops_early(data):
+    """Whether the coded data of a JPEG ends before its picture does, although an end marker follows.
+
+    Bytes put before the end marker change the picture only where something is missing. Other damage can't be seen: a
+    JPEG has no checksum, and a progressive one may end after any of its scans.
+    """
+
+    def preview(data):
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft("L", (1, 1))  # an eighth of the size: quick, and as telling
+            return image.tobytes()
+
+    try:
+        return preview(data) != preview(data[:-2] + bytes(range(1, 255)) + data[-2:])
+    except Exception:
+        return True
 
 
 def load(path):
@@ -159,12 +200,18 @@ def load(path):
             return decode(file.read())
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from None
+    except ValueError as error:  # a zero byte in the path
+        raise BadImage(str(error)) from None
 
 
 def _resize(image, height, width):
-    """Averages when shrinking (as Pillow's bilinear does), interpolates when enlarging."""
-    shrinks = height < image.shape[0] and width < image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    """Averages along a side that shrinks (so do Pillow and torchvision), interpolates along one that grows."""
+    small = (min(width, image.shape[1]), min(height, image.shape[0]))
+    if small != (image.shape[1], image.shape[0]):
+        image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+    if small != (width, height):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return image
 
 
 def random_resized_crop(image, shape, rng, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
@@ -198,7 +245,10 @@ def random_resized_crop(image, shape, rng, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 
 def center_crop(image, shape):
     """The original's test transform: the short side becomes 256/224 of the crop's, then the centre is cut out."""
     height, width = shape
-    scale = max(height * 256 / 224 / image.shape[0], width * 256 / 224 / image.shape[1])
+    scale = max(height / image.shape[0], width / image.shape[1]) * 256 / 224
+    # A picture far longer than the crop is cut first: all of a 10 x 10000 one would grow to hundreds of megabytes.
+    y, x = (max(0, int(full - 4 * side / scale) // 2) for full, side in zip(image.shape, shape))
+    image = image[y : image.shape[0] - y, x : image.shape[1] - x]
     image = _resize(image, max(height, round(image.shape[0] * scale)), max(width, round(image.shape[1] * scale)))
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]
@@ -246,22 +296,19 @@ def class_balanced_batches(labels, batch_size, samples_each_class, seed, epoch, 
             groups.append(np.concatenate([rest, rng.choice(images[: len(groups) * k], k - len(rest), replace=False)]))
         queues[c].extend(groups)
 
-    left = np.zeros(len(members))
+    num_classes = batch_size // k
+    left = np.zeros(len(members), np.int64)  # groups that wait in each class's queue
     for _ in range(num_batches):
-        waiting = np.flatnonzero(left)
-        if len(waiting) < batch_size // k:  # a new round; what is left of the old one comes first
-            for c in range(len(members)):
-                if not queues[c]:
-                    refill(c)
-            chosen = waiting
-            others = np.setdiff1d(np.arange(len(members)), waiting)
-        else:
-            chosen, others = waiting[:0], waiting
-        weight = np.array([len(queues[c]) for c in others], float)
-        more = rng.choice(others, batch_size // k - len(chosen), replace=False, p=weight / weight.sum())
-        chosen = np.concatenate([chosen, more]).astype(int)
+        first, others = np.zeros(0, np.int64), np.flatnonzero(left)
+        if len(others) < num_classes:  # a new round; what is left of the old one comes first
+            first, others = others, np.flatnonzero(left == 0)
+            for c in others:
+                refill(c)
+                left[c] = len(queues[c])
+        weight = left[others] / left[others].sum()
+        chosen = np.concatenate([first, rng.choice(others, num_classes - len(first), replace=False, p=weight)])
+        left[chosen] -= 1
         yield np.concatenate([queues[c].pop() for c in chosen])
-        left = np.array([len(queue) for queue in queues])
 
 
 def check_balance(num_classes, batch_size, samples_each_class):
@@ -272,6 +319,8 @@ def check_balance(num_classes, batch_size, samples_each_class):
         raise UserError(
             f"a batch of {batch_size} is not divisible by --samples_each_class={k}; the nearest that is: {nearest}"
         )
+    if batch_size == k:
+        raise UserError(f"a batch of {batch_size} with --samples_each_class={k} has one class: it takes at least two")
     if num_classes < batch_size // k:
         raise UserError(
             f"a batch of {batch_size} with --samples_each_class={k} needs {batch_size // k} classes, the list has "
@@ -311,64 +360,86 @@ def read_batches(samples, batches, transform, shape, labels=None, num_workers=No
         shape: (H, W).
         labels: int64 [N] for the batches' `label`; default: those of the samples.
         num_workers: threads; None: one a CPU.
-        bad_images: None: a bad picture is a UserError. A list: it is skipped, and (index, reason) appended here.
-        replace: function index -> array of indices to try in place of a bad picture; None: the batch gets smaller.
+        bad_images: None: a bad picture is a UserError. A list: it is left out, and (index, reason) appended here once.
+        replace: function index -> array of indices, one of which takes the place of a bad picture: one that is not in
+            the batch where there is one. None, or none of them good: the batch gets smaller.
 
     A worker's error is raised here. Closing the generator ends the workers.
     """
     workers = num_workers or cpu_count()
     cv2.setNumThreads(1)  # the threads here are enough; OpenCV's own would fight with them and with the network's
+    warnings.filterwarnings("ignore", module="PIL")  # on odd EXIF data, palettes, and sizes that are still accepted
     labels = samples.labels if labels is None else labels
+    closing = threading.Event()
+    known_bad = {}
 
-    def fill(images, index, start, position):
-        """Reads the pictures `index[start]`, ... into `images[start]`, ...; -> the indices read and the bad ones."""
-        read, bad = [], []
-        for row in range(start, min(start + step, len(index))):
-            tries = [int(index[row])]
-            while tries:
-                i = tries.pop(0)
-                try:
-                    images[row] = transform(load(samples.paths[i]), position + row)
-                    read.append((row, i))
-                    break
-                except BadImage as error:
-                    bad.append((i, str(error)))
-                    if bad_images is None:
-                        raise UserError(f"{where(samples, i)}: {error} (--on_bad_image=skip goes on without)") from None
-                    if replace is not None and i == index[row]:
-                        tries = [int(j) for j in replace(i)]
-        return read, bad
+    def read(images, index, rows, position):
+        """Reads the pictures index[rows] into images[rows]; -> {row: reason} of the bad ones."""
+        bad = {}
+        for row in rows:
+            if closing.is_set():
+                break
+            try:
+                images[row] = transform(load(samples.paths[index[row]]), position + row)
+            except BadImage as error:
+                bad[row] = str(error)
+                if bad_images is None:
+                    message = f"{where(samples, index[row])}: {error} (--on_bad_image=skip goes on without)"
+                    raise UserError(message) from None
+        return bad
 
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        queue, position, batches = collections.deque(), 0, iter(batches)
-        try:
-            while True:
-                # Two batches beyond the one handed out: one to take next, one being made.
-                while len(queue) < 3:
-                    index = next(batches, None)
-                    if index is None:
+    def note(index, reason):
+        if index not in known_bad:
+            known_bad[index] = reason
+            bad_images.append((int(index), reason))
+
+    def mend(images, index, bad, position):
+        """Puts other pictures in the place of the bad ones; -> the rows that are good then.
+
+        Not in the workers: what is chosen must depend on the whole batch and not on who comes first.
+        """
+        good = np.ones(len(index), bool)
+        for row, reason in bad.items():
+            good[row] = False
+            note(index[row], reason)
+        for row in bad if replace else ():
+            others = np.random.default_rng(position + row).permutation(replace(index[row]))
+            used = np.isin(others, index[good])
+            for i in np.concatenate([others[~used], others[used]]):
+                if i not in known_bad:
+                    index[row] = i
+                    again = read(images, index, [row], position)
+                    if not again:
+                        good[row] = True
                         break
-                    images = np.empty((len(index), *shape, 3), np.uint8)
-                    step = math.ceil(len(index) / workers)
-                    starts = range(0, len(index), step)
-                    queue.append((images, [pool.submit(fill, images, index, s, position) for s in starts]))
-                    position += len(index)
-                if not queue:
-                    return
-                images, futures = queue.popleft()
-                results = [future.result() for future in futures]
-                bad = [item for _, part in results for item in part]
-                read = [item for part, _ in results for item in part]
-                if bad:
-                    bad_images.extend(bad)
-                    images = images[[row for row, _ in read]]
-                if read:
-                    index = np.array([i for _, i in read], np.int64)
-                    yield Batch(images, None if labels is None else labels[index], index)
-        finally:
-            for _, futures in queue:
-                for future in futures:
-                    future.cancel()
+                    note(i, again[row])
+        return good
+
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    queue, position, batches = collections.deque(), 0, iter(batches)
+    try:
+        while True:
+            # Two batches beyond the one handed out: one to take next, one being made.
+            while len(queue) < 3 and (index := next(batches, None)) is not None:
+                index = np.array(index, np.int64)
+                images = np.empty((len(index), *shape, 3), np.uint8)
+                parts = [part.tolist() for part in np.array_split(np.arange(len(index)), workers)]
+                futures = [pool.submit(read, images, index, part, position) for part in parts if part]
+                queue.append((images, index, position, futures))
+                position += len(index)
+            if not queue:
+                return
+            images, index, start, futures = queue.popleft()
+            bad = {row: reason for future in futures for row, reason in future.result().items()}
+            if bad:
+                good = mend(images, index, bad, start)
+                if not good.all():
+                    images, index = images[good], index[good]
+            if len(index):
+                yield Batch(images, None if labels is None else labels[index], index)
+    finally:
+        closing.set()
+        pool.shutdown(cancel_futures=True)
 
 
 # ---------------------------------------------------------------- for the scripts
@@ -383,8 +454,13 @@ def training_transform(shape, seed, epoch, min_area=0.08):
     return transform
 
 
-def read_in_order(samples, args, batch_size, bad_images=None):
-    """All pictures of `samples` in their order, under the test transform; arguments as in `add_data_arguments`."""
+def read_in_order(samples, args, batch_size, bad_images):
+    """Batches of all pictures of `samples` in their order, under the test transform.
+
+    Args:
+        args: what `add_data_arguments` defines.
+        bad_images: with --on_bad_image=skip, (index, reason) of each bad picture is appended here.
+    """
     shape = args.image_shape[1:]
     transform = TEST_TRANSFORMS[args.test_transform]
     return read_batches(
@@ -393,7 +469,7 @@ def read_in_order(samples, args, batch_size, bad_images=None):
         lambda image, position: transform(image, shape),
         shape,
         num_workers=args.num_workers,
-        bad_images=bad_images,
+        bad_images=bad_images if args.on_bad_image == "skip" else None,
     )
 
 
