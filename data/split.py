@@ -1,0 +1,245 @@
+"""Splits a folder of images by class: the first classes train, all others are kept for recall on unseen classes.
+
+    python data/split.py                                 data/images/NNN.Name/*.jpg, where download_cub200.sh puts them
+    python data/split.py data/CUB_200_2011               the other edition of CUB
+    python data/split.py ~/shoes --train_classes=0.8     any collection with one folder a class
+
+It writes CUB200_train.txt and CUB200_val.txt, a line `<path> <label>` for each image, and CUB200_classes.txt, a line
+`<label> <folder>` for each class. A path is relative to the list's own folder. A label is the NNN where all folders are
+named NNN.Name; other class folders are numbered 1, 2, ... in sorted order.
+"""
+
+import argparse
+import collections
+import math
+import os
+import re
+import shlex
+import sys
+
+EDITIONS = {6033: "CUB-200 (2010)", 11788: "CUB-200-2011"}
+
+
+class SplitError(Exception):
+    """A mistake that the user can mend; its message is one line."""
+
+
+def is_image(path):
+    """Whether the file starts as a JPEG, PNG, BMP or WebP does (those that reader.py takes), whatever its name."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError:
+        return False
+    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    return webp or head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"))
+
+
+def fits_a_list(name):
+    """Whether a line `<name> <label>` can be read back: no line break, no white space before the label's own."""
+    return "\n" not in name and "\r" not in name and name == name.rstrip()
+
+
+def visible_folders(folder):
+    """Names of the folders in a folder, sorted by their bytes; hidden ones left out."""
+    names = [name for name in os.listdir(folder) if not name.startswith(".")]
+    return sorted((name for name in names if os.path.isdir(os.path.join(folder, name))), key=os.fsencode)
+
+
+def images_in(folder, skipped):
+    """Names of the images directly in a class folder, sorted by their bytes.
+
+    Args:
+        skipped: dict reason -> list of paths; what is left out is appended.
+    """
+    found = []
+    for name in sorted(os.listdir(folder), key=os.fsencode):
+        path = os.path.join(folder, name)
+        if name.startswith("."):
+            reason = "hidden files (._* are macOS leftovers)"
+        elif os.path.isdir(path):
+            reason = "folders inside a class folder: only files directly in it are taken"
+        elif not fits_a_list(name):
+            reason = "names that a list cannot hold (a line break, or white space at the end)"
+        elif not is_image(path):
+            reason = "files that are no JPEG, PNG, BMP or WebP, or cannot be read"
+        else:
+            found.append(name)
+            continue
+        skipped[reason].append(path)
+    return found
+
+
+def find_images_folder(root):
+    """ROOT/images, ROOT/CUB_200_2011/images, or ROOT itself where its folders hold images. Raises: SplitError."""
+    inside = [os.path.join(root, "images"), os.path.join(root, "CUB_200_2011", "images")]
+    found = [folder for folder in inside if os.path.isdir(folder)]
+    if len(found) == 2:
+        print(f"taking {found[0]}; for {found[1]} name its folder: {os.path.dirname(found[1])}")
+    if found:
+        return found[0]
+    if not os.path.isdir(root):
+        raise SplitError(f"{root}: no such folder")
+    if any(images_in(os.path.join(root, name), collections.defaultdict(list)) for name in visible_folders(root)):
+        return root
+    raise SplitError(
+        f"{root}: no images folder: neither {inside[0]} nor {inside[1]} nor class folders with images in {root} itself "
+        "(download_cub200.sh fetches CUB-200)"
+    )
+
+
+def find_classes(folder, output_dir):
+    """-> list of (label, class folder, image names), sorted; dict of what was skipped. Raises: SplitError."""
+    skipped = collections.defaultdict(list)
+    names = visible_folders(folder)
+    for name in names:
+        if not fits_a_list(name):
+            raise SplitError(f"{os.path.join(folder, name)!r}: a list cannot hold this folder's name: rename it")
+    images = {name: images_in(os.path.join(folder, name), skipped) for name in names}
+    for name in names:
+        path = os.path.join(folder, name)
+        if not images[name] and os.path.realpath(path) == os.path.realpath(output_dir):
+            del images[name]  # the lists of an earlier run, not a class
+        elif not images[name]:
+            raise SplitError(f"{path}: no images in this class folder: complete it or remove it")
+    names = list(images)
+    if len(names) < 2:
+        raise SplitError(f"{folder}: {len(names)} class folders, at least 2 are needed: one to train, one to test on")
+    labels = range(1, len(names) + 1)
+    if all(re.match(r"[0-9]{3}\.", name) for name in names):
+        labels = [int(name[:3]) for name in names]
+        for one, other in zip(names, names[1:]):
+            if one[:3] == other[:3]:
+                raise SplitError(f"{folder}: {one!r} and {other!r} have the same number: rename or merge them")
+    return list(zip(labels, names, images.values())), skipped
+
+
+def is_cub(classes):
+    """Whether these are CUB's class folders: 200 of them, labelled by their own names."""
+    return len(classes) == 200 and all(name.startswith(f"{label:03d}.") for label, name, _ in classes)
+
+
+def count_of(text, classes):
+    """How many classes train. `text`: a count, a fraction such as 0.5, or None. Raises: SplitError."""
+    total = len(classes)
+    if text is None:
+        return total // 2
+    try:
+        count = math.floor(float(text) * total + 0.5) if "." in text else int(text)
+    except (ValueError, OverflowError):
+        raise SplitError(f"--train_classes={text}: expected a count of classes or a fraction such as 0.5") from None
+    if not 1 <= count < total:
+        raise SplitError(
+            f"--train_classes={text}: {count} of the {total} classes would train: it must be 1 to {total - 1}, so that "
+            "some train and some are left to test on"
+        )
+    return count
+
+
+def list_prefix(folder, output_dir, absolute):
+    """What stands before `<class>/<image>` in a list that lies in output_dir."""
+    if absolute:
+        return os.path.abspath(folder)
+    prefix = os.path.relpath(folder, output_dir)
+    if prefix.startswith(os.pardir):  # `..` leads elsewhere from a folder that is a link: resolve links first
+        prefix = os.path.relpath(os.path.realpath(folder), os.path.realpath(output_dir))
+    return "" if prefix == os.curdir else prefix
+
+
+def write_files(texts):
+    """Writes dict path -> text, under temporary names until all of them are there. Raises: SplitError."""
+    try:
+        for path, text in texts.items():
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            with open(path + ".tmp", "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+                file.write(text)
+        for path in texts:
+            os.replace(path + ".tmp", path)
+    except OSError as error:
+        hint = "--output_dir writes the lists elsewhere"
+        raise SplitError(f"{error.filename or path}: cannot write: {error.strerror} ({hint})") from None
+    finally:
+        for path in texts:
+            if os.path.isfile(path + ".tmp"):
+                os.remove(path + ".tmp")
+
+
+def split(root, output_dir, name, train_classes, absolute):
+    """Writes the two lists and the class names, prints what was found. Raises: SplitError, OSError."""
+    if os.path.basename(name) != name:  # paths in a list are relative to its folder, which is output_dir
+        raise SplitError(f"--name={name}: it must not name a folder: that is --output_dir")
+    folder = find_images_folder(root)
+    classes, skipped = find_classes(folder, output_dir)
+    count = count_of(train_classes, classes)
+    prefix = list_prefix(folder, output_dir, absolute)
+    if "\n" in prefix or "\r" in prefix:
+        raise SplitError(f"{folder!r}: a list cannot hold a path with a line break")
+    texts, totals, paths = {}, [], {}
+    for part, members in (("train", classes[:count]), ("val", classes[count:])):
+        rows = [(os.path.join(prefix, sub, image), label) for label, sub, images in members for image in images]
+        paths[part] = os.path.join(output_dir, f"{name}_{part}.txt")
+        texts[paths[part]] = "".join(f"{path} {label}\n" for path, label in rows)
+        labels = f"{members[0][0]}" + (f"-{members[-1][0]}" if len(members) > 1 else "")
+        totals.append(f"{part}: {len(rows)} images of {len(members)} classes (labels {labels}) in {paths[part]}")
+    names = os.path.join(output_dir, f"{name}_classes.txt")
+    texts[names] = "".join(f"{label} {sub}\n" for label, sub, _ in classes)
+    write_files(texts)
+
+    total = sum(len(images) for _, _, images in classes)
+    edition = EDITIONS.get(total) if is_cub(classes) else "a collection of your own"
+    print(f"found {edition or 'CUB, of no known edition'}: {total} images of {len(classes)} classes in {folder}")
+    for reason, files in skipped.items():
+        print(f"skipped {len(files)} {reason}; the first: {files[0]!r}")
+    print(*totals, f"labels and folders: {names}", sep="\n")
+    print("next:", shlex.join(["python", "train.py", *(f"--{part}_list={path}" for part, path in paths.items())]))
+    if edition is None:
+        known = ", ".join(f"{edition} {images}" for images, edition in EDITIONS.items())
+        print(
+            f"warning: these are CUB's 200 classes, but {total} images belong to no edition ({known}): an incomplete "
+            "download, or files added or removed?",
+            file=sys.stderr,
+        )
+
+
+def fail(message):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main():
+    # A name that the terminal cannot show is no reason to fail.
+    sys.stdout.reconfigure(errors="backslashreplace")
+    here = os.path.relpath(os.path.dirname(os.path.abspath(__file__)))
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
+    parser.error = lambda message: fail(f"{message} (see --help)")
+    parser.add_argument(
+        "root",
+        nargs="?",
+        default=here,
+        help="the folder with images/<class>/*.jpg or CUB_200_2011/images/<class>/*.jpg in it, or the one that holds "
+        "the class folders itself (default: the script's own folder)",
+    )
+    parser.add_argument("--output_dir", help="where the lists go (default: ROOT)")
+    parser.add_argument("--name", default="CUB200", help="how the lists' names begin (default: CUB200)")
+    parser.add_argument(
+        "--train_classes",
+        help="how many of the first classes train: a count such as 100, or a fraction such as 0.5 (default: half: 100 "
+        "for CUB's 200)",
+    )
+    parser.add_argument("--absolute", action="store_true", help="absolute paths: the lists may then be moved")
+    args = parser.parse_args()
+    try:
+        output_dir = args.root if args.output_dir is None else args.output_dir
+        split(args.root, output_dir, args.name, args.train_classes, args.absolute)
+    except SplitError as error:
+        fail(error)
+    except OSError as error:
+        fail(f"{error.filename}: cannot read: {error.strerror}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

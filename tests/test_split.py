@@ -1,0 +1,230 @@
+"""data/split.py, run as a user runs it."""
+
+import os
+import random
+import sys
+
+import pytest
+from conftest import ROOT, run
+
+sys.path.insert(0, os.path.join(ROOT, "data"))
+
+import split
+
+JPEG, PNG, WEBP = b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"RIFF\x04\0\0\0WEBP"
+REAL = os.path.join(os.path.dirname(ROOT), "shared", "data", "cub200")
+
+
+def make(root, files):
+    """Writes dict path -> content below root."""
+    for path, content in files.items():
+        path = os.path.join(root, path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content)
+
+
+def make_cub(root, images, classes=200):
+    """CUB's folders, with so many files in all. They are links to two folders: thousands of files take seconds."""
+    for count in (images // classes, images // classes + 1):
+        make(root, {f"{count}/Bird_{i:04d}.jpg": JPEG for i in range(count)})
+    os.makedirs(os.path.join(root, "images"))
+    for c in range(classes):
+        count = images // classes + (c < images % classes)
+        os.symlink(os.path.join(root, str(count)), os.path.join(root, "images", f"{c + 1:03d}.Bird_{c}"))
+
+
+def lists(folder, name="CUB200"):
+    """-> the lines of the train list, the val list and the class list."""
+    texts = []
+    for part in ("train", "val", "classes"):
+        with open(os.path.join(folder, f"{name}_{part}.txt"), encoding="utf-8", newline="") as file:
+            texts.append(file.read())
+    assert all(text.endswith("\n") and "\r" not in text for text in texts)
+    return [text.splitlines() for text in texts]
+
+
+def fails(*flags):
+    """Runs split.py, which must end with one error line and status 2; -> that line."""
+    stderr = run("data/split.py", *flags, status=2).stderr
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
+    return stderr
+
+
+SHOES = {f"{name}/{i}.jpg": JPEG for name in ("boot", "Clog", "mule", "pump", "sandal") for i in (1, 2)}
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_lines_are_the_originals(tmp_path):
+    birds = ("097.Oriole", "154.Vireo", "003.Gull")
+    make(tmp_path, {f"images/{c}/{c[4:]}_{i}.jpg": JPEG for c in birds for i in (2, 10)})
+    out = run("data/split.py", tmp_path, "--train_classes=2").stdout
+    train, val, classes = lists(tmp_path)
+    assert train == [f"images/{c}/{c[4:]}_{i}.jpg {int(c[:3])}" for c in ("003.Gull", "097.Oriole") for i in (10, 2)]
+    assert val == ["images/154.Vireo/Vireo_10.jpg 154", "images/154.Vireo/Vireo_2.jpg 154"]
+    assert classes == ["3 003.Gull", "97 097.Oriole", "154 154.Vireo"]
+    assert f"train: 4 images of 2 classes (labels 3-97) in {tmp_path}/CUB200_train.txt" in out
+    assert "val: 2 images of 1 classes (labels 154)" in out and "skipped" not in out
+    assert sorted(os.listdir(tmp_path)) == ["CUB200_classes.txt", "CUB200_train.txt", "CUB200_val.txt", "images"]
+
+
+@pytest.mark.parametrize("images, edition", [(6033, "CUB-200 (2010)"), (11788, "CUB-200-2011"), (400, None)])
+def test_cub_editions_are_told_apart_by_their_counts(tmp_path, images, edition):
+    make_cub(tmp_path, images)
+    result = run("data/split.py", tmp_path)
+    train, val, _ = lists(tmp_path)
+    assert {int(row.split()[-1]) for row in train} == set(range(1, 101))
+    assert {int(row.split()[-1]) for row in val} == set(range(101, 201))
+    assert len(train) + len(val) == images
+    if edition:
+        assert f"found {edition}: {images} images of 200 classes" in result.stdout and not result.stderr
+    else:
+        assert "found CUB, of no known edition: 400 images" in result.stdout
+        assert "warning: " in result.stderr and "CUB-200 (2010) 6033, CUB-200-2011 11788" in result.stderr
+
+
+def test_any_collection_with_a_folder_a_class(tmp_path):
+    """Labels 1, 2, ... in the order of bytes; half of the classes train, or as many as asked for."""
+    make(tmp_path, SHOES)
+    out = run("data/split.py", tmp_path, "--name=shoes").stdout
+    assert "found a collection of your own: 10 images of 5 classes" in out
+    train, val, classes = lists(tmp_path, "shoes")
+    assert classes == ["1 Clog", "2 boot", "3 mule", "4 pump", "5 sandal"]
+    assert train == ["Clog/1.jpg 1", "Clog/2.jpg 1", "boot/1.jpg 2", "boot/2.jpg 2"]
+    assert [row.split()[-1] for row in val] == ["3", "3", "4", "4", "5", "5"]
+
+
+@pytest.mark.parametrize("text, count", [("1", 1), ("4", 4), ("0.5", 3), ("0.2", 1), ("0.8", 4), (".75", 4)])
+def test_train_classes_as_a_count_and_as_a_fraction(tmp_path, text, count):
+    make(tmp_path, SHOES)
+    run("data/split.py", tmp_path, f"--train_classes={text}")
+    assert len({row.split()[-1] for row in lists(tmp_path)[0]}) == count
+
+
+def test_the_file_systems_order_does_not_matter(tmp_path, monkeypatch, capsys):
+    make_cub(tmp_path, 60, classes=12)
+    make(tmp_path, {"images/001.Bird_0/._x.jpg": b"mac", "images/002.Bird_1/note.txt": b"text"})
+    seen, listdir = [], os.listdir
+    for seed in range(3):
+        shuffle = random.Random(seed).sample
+        monkeypatch.setattr(os, "listdir", lambda path, shuffle=shuffle: shuffle(names := listdir(path), len(names)))
+        split.split(str(tmp_path), str(tmp_path), "CUB200", None, False)
+        seen.append((lists(tmp_path), capsys.readouterr().out))
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_what_is_no_image_is_skipped_and_counted(tmp_path):
+    make(tmp_path, SHOES)
+    extra = {"boot/._1.jpg": JPEG, "mule/._2.jpg": JPEG, "boot/.DS_Store": b"x", ".git/x.jpg": JPEG, "README.md": b"x"}
+    extra.update({"boot/page.jpg": b"<html>", "boot/empty.jpg": b"", "pump/Thumbs.db": b"x", "pump/more/3.jpg": JPEG})
+    make(tmp_path, {**extra, "pump/3": PNG, "pump/4.JPEG": WEBP, "pump/5.bmp": b"BM"})
+    out = run("data/split.py", tmp_path).stdout
+    assert "10 images" not in out and "13 images of 5 classes" in out  # judged by content: 3, 4.JPEG and 5.bmp count
+    assert f"skipped 3 hidden files (._* are macOS leftovers); the first: '{tmp_path}/boot/.DS_Store'" in out
+    assert (
+        f"skipped 3 files that are no JPEG, PNG, BMP or WebP, or cannot be read; the first: '{tmp_path}/boot/em" in out
+    )
+    assert "skipped 1 folders inside a class folder" in out
+    listed = lists(tmp_path)[0] + lists(tmp_path)[1]
+    assert len(listed) == 13 and not any("._" in row or "page" in row or ".git" in row for row in listed)
+
+
+def test_names_with_spaces_and_other_letters(tmp_path):
+    make(tmp_path, {"my cat/a b.jpg": JPEG, "übung/ß.jpg": JPEG, "übung/line\nbreak.jpg": JPEG, "übung/end ": JPEG})
+    for encoding in ("utf-8", "ascii"):
+        out = run("data/split.py", tmp_path, PYTHONIOENCODING=encoding).stdout
+        assert "skipped 2 names that a list cannot hold" in out
+        assert lists(tmp_path)[:2] == [["my cat/a b.jpg 1"], ["übung/ß.jpg 2"]]
+
+
+# ---------------------------------------------------------------- where it looks, where it writes
+
+
+def test_paths_lead_from_the_lists_to_the_images(tmp_path):
+    make(tmp_path, {f"CUB_200_2011/images/{path}": content for path, content in SHOES.items()})
+    run("data/split.py", tmp_path)  # finds the folder of the other edition
+    assert lists(tmp_path)[0][0] == "CUB_200_2011/images/Clog/1.jpg 1"
+    (tmp_path / "else").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "else" / "deep")
+    for output in (tmp_path / "else" / "deep" / "new", tmp_path / "link" / "new", tmp_path / "CUB_200_2011" / "images"):
+        run("data/split.py", tmp_path, f"--output_dir={output}")
+        for row in lists(output)[0]:
+            assert os.path.isfile(os.path.join(output, row.rsplit(" ", 1)[0]))
+            assert not os.path.isabs(row)
+    run("data/split.py", tmp_path, f"--output_dir={tmp_path}/else", "--absolute")
+    assert lists(tmp_path / "else")[0][0] == f"{tmp_path}/CUB_200_2011/images/Clog/1.jpg 1"
+
+
+def test_both_editions_in_one_folder(tmp_path):
+    make(tmp_path, {f"{top}/{path}": JPEG for top in ("images", "CUB_200_2011/images") for path in SHOES})
+    out = run("data/split.py", tmp_path).stdout
+    assert f"taking {tmp_path}/images; for {tmp_path}/CUB_200_2011/images name its folder" in out
+    assert lists(tmp_path)[0][0].startswith("images/")
+
+
+def test_real_cub_200(tmp_path):
+    if not os.path.isdir(REAL):
+        pytest.skip("no copy of CUB-200 (2010) beside this checkout")
+    out = run("data/split.py", REAL, f"--output_dir={tmp_path}").stdout
+    assert "found CUB-200 (2010): 6033 images of 200 classes" in out
+    train, val, classes = lists(tmp_path)
+    assert (len(train), len(val), len(classes)) == (2990, 3043, 200)
+    assert train[0].endswith(" 1") and val[-1].endswith(" 200")
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize("text", ["0", "5", "-1", "0.0", "1.0", "0.01", "2.5", "half", "nan", "inf.", "1e400.", ""])
+def test_train_classes_that_leave_nothing(tmp_path, text):
+    make(tmp_path, SHOES)
+    assert f"--train_classes={text}: " in fails(tmp_path, f"--train_classes={text}")
+    assert sorted(os.listdir(tmp_path)) == sorted({path.split("/")[0] for path in SHOES})
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({}, "no images folder: neither "),
+        ({"a.jpg": JPEG, "b/c/d.jpg": JPEG}, "no images folder"),
+        ({"images/a.jpg": JPEG}, "0 class folders, at least 2 are needed"),
+        ({"images/one/a.jpg": JPEG}, "1 class folders"),
+        ({"images/one/a.jpg": JPEG, "images/two/a.txt": b"text"}, "images/two: no images in this class folder"),
+        ({"images/001.A/a.jpg": JPEG, "images/001.B/b.jpg": JPEG}, "'001.A' and '001.B' have the same number"),
+        ({"images/a\nb/a.jpg": JPEG, "images/c/b.jpg": JPEG}, "a list cannot hold this folder's name"),
+    ],
+)
+def test_folders_that_cannot_be_split(tmp_path, files, message):
+    make(tmp_path, files)
+    assert message in fails(tmp_path)
+    assert not list(tmp_path.glob("*.txt*"))
+
+
+def test_numbers_need_all_folders(tmp_path):
+    """Where only some are named NNN.Name, all are numbered in order."""
+    make(tmp_path, {f"images/{name}/a.jpg": JPEG for name in ("007.Bond", "099.Agent", "Q")})
+    run("data/split.py", tmp_path)
+    assert lists(tmp_path)[2] == ["1 007.Bond", "2 099.Agent", "3 Q"]
+
+
+def test_other_mistakes(tmp_path):
+    assert "absent: no such folder" in fails(tmp_path / "absent")
+    make(tmp_path, {**SHOES, "file": b""})
+    assert "file: cannot write" in fails(tmp_path, f"--output_dir={tmp_path}/file")
+    assert "--output_dir" in fails(tmp_path, "--name=sub/shoes")
+    assert "unrecognized arguments: --train (see --help)" in fails(tmp_path, "--train")
+
+
+def test_lists_in_a_folder_among_the_classes(tmp_path):
+    """It is no class, on no run. Where one of the files cannot be written, no other is, and nothing is left behind."""
+    make(tmp_path, SHOES)
+    output = tmp_path / "a"
+    (output / "CUB200_val.txt.tmp").mkdir(parents=True)
+    assert "cannot write" in fails(tmp_path, f"--output_dir={output}")
+    assert os.listdir(output) == ["CUB200_val.txt.tmp"]
+    (output / "CUB200_val.txt.tmp").rmdir()
+    for _ in range(2):
+        run("data/split.py", tmp_path, f"--output_dir={output}")
+        assert lists(output)[0][0] == "../Clog/1.jpg 1"
