@@ -24,21 +24,17 @@ def parse_args():
     parser = utility.make_parser(__doc__)
     reader.add_data_arguments(parser)
     models.add_model_arguments(parser)
-    group = parser.add_argument_group("evaluation")
-    add = group.add_argument
+    # fmt: off
+    add = parser.add_argument_group("evaluation").add_argument
     add("--batch_size", type=number(int, low=1), default=32, help="images at once; changes no figure")
     add("--recall_at", type=utility.comma_separated(number(int, low=1)), default=[1, 2, 4, 8], help="the k of recall@k")
     add("--gallery_list", default="", help="search in this list rather than in --val_list itself")
     add("--head_labels", type=boolean, default=False,
         help="the list's labels are the class numbers of a head that came without labels, as with an ImageNet list and "
-        "an ImageNet model: print its loss and accuracy")  # fmt: skip
+        "an ImageNet model: print its loss and accuracy")
     add("--output_json", default="", help="write all figures to this file, too")
-    add(
-        "--with_mem_opt",
-        type=boolean,
-        default=False,
-        help="accepted as in the original; evaluation keeps no activations",
-    )
+    add("--with_mem_opt", type=boolean, default=False, help="taken as in the original; evaluation keeps no activations")
+    # fmt: on
     return parser.parse_args()
 
 
@@ -97,40 +93,33 @@ def run_list(network, samples, args, classes):
 
     Returns: features float32 [N, D], labels int64 [N], {"loss", "acc1", "acc5"} or {}
     """
-    bad = []
-    batches = reader.read_in_order(samples, args, args.batch_size, bad if args.on_bad_image == "skip" else None)
-    features, index, losses, ranks = [], [], [], []
+    losses, ranks = [], []
     start = time.time()
-    for step, (batch, embedding, logits) in enumerate(utility.forward(network, batches, len(samples.paths))):
-        features.append(embedding.numpy())
-        index.append(batch.index)
-        if classes is None:
-            continue
-        scores, wanted = logits.numpy().astype(np.float64), classes[batch.index]
-        own = scores[np.arange(len(wanted)), wanted]
-        top = scores.max(axis=1)
-        losses.append(top + np.log(np.exp(scores - top[:, None]).sum(axis=1)) - own)
-        ranks.append((scores >= own[:, None]).sum(axis=1))  # 1 = best; ties count against the head
-        if step % 10 == 0:
+
+    def measure_head(batch, logits):
+        nonlocal start
+        wanted = classes[batch.index]
+        own = logits[np.arange(len(wanted)), wanted]
+        top = logits.max(axis=1)
+        losses.append(top - own + np.log(np.exp(logits - top[:, None]).sum(axis=1)))
+        ranks.append((logits >= own[:, None]).sum(axis=1))  # 1 is best; ties count against the head
+        if len(ranks) % 10 == 1:
             print(
-                f"Testbatch {step},loss {losses[-1].mean():.6f}, acc1 {(ranks[-1] <= 1).mean():.4f},"
+                f"Testbatch {len(ranks) - 1},loss {losses[-1].mean():.6f}, acc1 {(ranks[-1] <= 1).mean():.4f},"
                 f"acc5 {(ranks[-1] <= 5).mean():.4f},time {time.time() - start:.2f} sec",
                 flush=True,
             )
         start = time.time()
+
+    bad = []
+    batches = reader.read_in_order(samples, args, args.batch_size, bad)
+    features, index = utility.extract(network, samples, batches, None if classes is None else measure_head)
     reader.report_bad_images(samples, bad)
-    if not features:
-        raise UserError(f"{samples.source}: not one image could be read")
-    index = np.concatenate(index)
-    result = {}
-    if classes is not None:
-        rank = np.concatenate(ranks)
-        result = {
-            "loss": float(np.concatenate(losses).mean()),
-            "acc1": float((rank <= 1).mean()),
-            "acc5": float((rank <= 5).mean()),
-        }
-    return np.concatenate(features).astype(np.float32, copy=False), samples.labels[index], result
+    if classes is None:
+        return features, samples.labels[index], {}
+    rank = np.concatenate(ranks)
+    head = {"loss": np.concatenate(losses).mean(), "acc1": (rank <= 1).mean(), "acc5": (rank <= 5).mean()}
+    return features, samples.labels[index], {name: float(value) for name, value in head.items()}
 
 
 if __name__ == "__main__":

@@ -20,23 +20,22 @@ def parse_args():
     parser = utility.make_parser(__doc__)
     reader.add_data_arguments(parser)
     models.add_model_arguments(parser)
-    group = parser.add_argument_group("inference")
-    add = group.add_argument
+    # fmt: off
+    add = parser.add_argument_group("inference").add_argument
     add("--input", nargs="+", help="list files, folders (with their subfolders) or images (default: --val_list)")
     add("--feature_file", default="", help="write the features to this .npz file")
     add("--batch_size", type=number(int, low=1), default=32, help="images at once; changes no figure")
-    add(
-        "--with_mem_opt",
-        type=boolean,
-        default=False,
-        help="accepted as in the original; inference keeps no activations",
-    )
+    add("--with_mem_opt", type=boolean, default=False, help="taken as in the original; inference keeps no activations")
+    # fmt: on
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    samples = find_samples(args.input or [args.val_list], args.data_dir)
+    if args.input:
+        samples = find_samples(args.input, args.data_dir)
+    else:
+        samples = reader.read_list(args.val_list, args.data_dir, need_labels=False)
     if args.feature_file:
         if not args.feature_file.endswith(".npz"):
             raise UserError(f"--feature_file={args.feature_file}: must end in .npz")
@@ -46,6 +45,8 @@ def main():
     utility.start_paddle(args.use_gpu, args.seed)
     network, head_labels = models.load_network(args)
     utility.print_arguments(args)
+    if not args.class_dim:
+        print("note: this network has no softmax head, so there are no scores; --feature_file writes the features")
 
     features, index = run(network, samples, args, head_labels)
     if args.feature_file:
@@ -76,22 +77,21 @@ def find_samples(inputs, data_dir):
 
 def run(network, samples, args, head_labels):
     """Prints the best class of every image; -> features float32 [N, D], list indices int64 [N]."""
-    bad, features, indices, done = [], [], [], 0
-    batches = reader.read_in_order(samples, args, args.batch_size, bad if args.on_bad_image == "skip" else None)
-    for batch, embedding, logits in utility.forward(network, batches, len(samples.paths)):
-        features.append(embedding.numpy())
-        indices.append(batch.index)
+    done = 0
+
+    def print_scores(batch, logits):
+        nonlocal done
         if logits is not None:
-            scores = logits.numpy()
-            best = scores.argmax(axis=1)
-            for i, (score, c) in enumerate(zip(scores.max(axis=1), best)):
-                label = int(c) if head_labels is None else head_labels[c]
-                print(f"Test-{done + i}-score: [{score:.6f}], class [{label}], {samples.paths[batch.index[i]]}")
-        done += len(batch.index)
+            for index, score, best in zip(batch.index, logits.max(axis=1), logits.argmax(axis=1)):
+                label = best if head_labels is None else head_labels[best]
+                print(f"Test-{done}-score: [{score:.6f}], class [{label}], {samples.paths[index]}")
+                done += 1
+
+    bad = []
+    batches = reader.read_in_order(samples, args, args.batch_size, bad)
+    features, index = utility.extract(network, samples, batches, print_scores)
     reader.report_bad_images(samples, bad)
-    if not done:
-        raise UserError("not one image could be read")
-    return np.concatenate(features).astype(np.float32, copy=False), np.concatenate(indices)
+    return features, index
 
 
 if __name__ == "__main__":

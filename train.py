@@ -35,62 +35,48 @@ def parse_args():
     models.add_model_arguments(parser)
     losses.add_loss_arguments(parser)
 
-    group = parser.add_argument_group("batches")
-    add = group.add_argument
+    # fmt: off
+    add = parser.add_argument_group("batches").add_argument
     add("--batch_size", type=number(int, low=1), default=256, help="images a step, for training")
     add("--train_batch_size", type=number(int, low=1), help="the same, and goes before --batch_size")
-    add(
-        "--test_batch_size", type=number(int, low=1), default=32, help="images at once in evaluation; changes no figure"
-    )
+    add("--test_batch_size", type=number(int, low=1), default=32, help="images at once in evaluation")
     add("--total_images", type=number(int, low=1), help="images an epoch (default: the length of --train_list)")
     add("--min_area", type=number(float, above=0, high=1), default=0.08,
         help="smallest share of a picture that a random crop may keep; 0.08 is the original, 0.16 to 0.5 suits "
-        "pictures that are cut to the object already")  # fmt: skip
+        "pictures that are cut to the object already")
 
-    group = parser.add_argument_group("optimizer")
-    add = group.add_argument
+    add = parser.add_argument_group("optimizer").add_argument
     add("--num_epochs", type=number(int, low=1), default=120, help="epochs to train")
-    add(
-        "--optimizer", choices=("momentum", "sgd", "adam", "adamw"), default="momentum", help="momentum is the original"
-    )
+    add("--optimizer", choices=("momentum", "sgd", "adam", "adamw"), default="momentum", help="momentum: the original")
     add("--lr", type=number(float, low=0), default=0.1,
         help="learning rate; 0.1 is for momentum and a batch of 256 from scratch, 0.001 for fine-tuning; for adam and "
-        "adamw 0.001 from scratch, 1e-5 to 1e-4 for fine-tuning")  # fmt: skip
+        "adamw 0.001 from scratch, 1e-5 to 1e-4 for fine-tuning")
+    add("--head_lr_scale", type=number(float, low=0), default=1.0,
+        help="learning rate of the head and the embedding layer, as a multiple of --lr; 10 suits fine-tuning, where "
+        "they are the only parts that start from nothing")
     add("--lr_strategy", choices=("piecewise_decay", "cosine_decay", "constant"), default="piecewise_decay",
-        help="piecewise_decay: a tenth after each of --lr_epochs; cosine_decay: to 0 at the last step")  # fmt: skip
+        help="piecewise_decay: a tenth after each of --lr_epochs; cosine_decay: to 0 at the last step")
     add("--lr_epochs", type=utility.comma_separated(number(float, above=0)),
         help="epochs at which piecewise_decay steps down, such as 30,60,90 (default: a quarter, a half and three "
-        "quarters of --num_epochs)")  # fmt: skip
-    add(
-        "--warmup_epochs",
-        type=number(float, low=0),
-        default=0.0,
-        help="the rate rises linearly to --lr over these epochs",
-    )
+        "quarters of --num_epochs)")
+    add("--warmup_epochs", type=number(float, low=0), default=0.0, help="epochs in which the rate rises to --lr")
     add("--weight_decay", type=number(float, low=0), default=1e-4, help="L2 penalty; for adamw the decoupled decay")
     add("--freeze_bn", type=boolean, default=False, help="keep batch-norm statistics and scales: pays in fine-tuning")
-    add(
-        "--zero_init_residual", type=boolean, default=False, help="start residual blocks as identity: pays from scratch"
-    )
+    add("--zero_init_residual", type=boolean, default=False, help="start blocks as identity: pays from scratch")
     add("--with_mem_opt", type=boolean, default=False,
-        help="compute activations again in the backward pass: about half the memory, a third more time")  # fmt: skip
+        help="compute activations again in the backward pass: about half the memory, a third more time")
     add("--amp", choices=("off", "float16", "bfloat16"), default="off", help="mixed precision on a GPU")
 
-    group = parser.add_argument_group("run")
-    add = group.add_argument
+    add = parser.add_argument_group("run").add_argument
     add("--model_save_dir", default="output", help="checkpoints and log go to <model_save_dir>/<model>/")
     add("--checkpoint", default="", help="continue a run: a checkpoint directory, or latest")
-    add(
-        "--overwrite",
-        type=boolean,
-        default=False,
-        help="delete an earlier run's checkpoints and log in --model_save_dir",
-    )
+    add("--overwrite", type=boolean, default=False, help="delete an earlier run's checkpoints and log")
     add("--force", type=boolean, default=False, help="continue with --checkpoint although flags differ from that run's")
     add("--eval_every", type=number(int, low=0), default=1, help="epochs between evaluations; 0: none, and no best")
     add("--eval_at_start", type=boolean, default=False, help="evaluate before the first step, too")
     add("--keep", type=number(int, low=1), default=1, help="newest epochs that stay on disk, beside the best one")
     add("--log_every", type=number(int, low=1), default=10, help="steps between log lines")
+    # fmt: on
     args = parser.parse_args()
     args.train_batch_size = args.train_batch_size or args.batch_size
     return args
@@ -98,43 +84,38 @@ def parse_args():
 
 def main():
     args = parse_args()
-    state = find_start(args)
-    train, val, classes = load_lists(args, state)
+    weights = find_start(args)
+    continued = weights.state if args.checkpoint else None
+    train, val, classes = load_lists(args, continued)
     steps = max(1, (args.total_images or len(train.paths)) // args.train_batch_size)
-    run_dir = prepare_run_dir(args)
-    utility.print_arguments(args)
 
     paddle = utility.start_paddle(args.use_gpu, args.seed)
-    network = models.build_model(args.model, args.class_dim, args.pooling, args.embedding_size)
-    if args.zero_init_residual:
-        network.backbone.zero_init_residual()
-    if args.with_mem_opt:
-        network.backbone.use_recompute()
-    if args.pretrained_model:
-        print(models.load_weights(network, models.read_weights(args.pretrained_model), args.model))
-    if args.freeze_bn:
-        network.freeze_batch_norm()
+    network = build_network(args, weights)
     optimizer = build_optimizer(paddle, args, network)
     first_epoch, best = 0, None
-    if args.checkpoint:
-        first_epoch, best = continue_run(args, state, network, optimizer)
-        print(f"continuing {args.checkpoint} at epoch {first_epoch}")
+    if continued:
+        saved = models.read_pickle(os.path.join(args.checkpoint, utility.OPTIMIZER_FILE))
+        utility.load_optimizer_state(network, optimizer, saved)
+        first_epoch, best = continued["epoch"] + 1, continued["best"]
+
+    run_dir = prepare_run_dir(args)
     log = os.path.join(run_dir, utility.LOG_FILE)
+    utility.print_arguments(args)
+    if args.amp != "off" and not utility.on_gpu():
+        print("note: --amp works on a GPU only: training in float32")
     versions = {"paddle": paddle.__version__, "numpy": np.__version__, "python": platform.python_version()}
     utility.log_json(log, {"args": vars(args), "versions": versions, "device": paddle.get_device()})
-
-    if args.eval_at_start and not args.checkpoint:
+    if args.eval_at_start and not continued:
         evaluate(network, val, args, log, epoch=-1)
     for epoch in range(first_epoch, args.num_epochs):
-        train_epoch(paddle, args, network, optimizer, train, classes, epoch, steps, log)
-        recall = None
+        train_epoch(paddle, args, network, optimizer, train, epoch, steps, log)
         if args.eval_every and ((epoch + 1) % args.eval_every == 0 or epoch + 1 == args.num_epochs):
             recall = evaluate(network, val, args, log, epoch)
-        if recall is not None and (best is None or recall > best["recall@1"]):
-            best = {"recall@1": recall, "epoch": epoch}
+            if best is None or recall > best["recall@1"]:
+                best = {"recall@1": recall, "epoch": epoch}
         state = {
             "settings": {name: getattr(args, name) for name in (*models.SETTINGS, "class_dim")},
-            "labels": [int(label) for label in classes],
+            "labels": classes.tolist(),
             "best": best,
             "args": vars(args),
         }
@@ -150,8 +131,7 @@ def main():
 
 
 def find_start(args):
-    """Settles model flags and seed by --checkpoint or --pretrained_model; -> the state of the run to continue."""
-    state = None
+    """Reads --checkpoint or --pretrained_model and settles model flags and seed; -> models.Weights or None."""
     if args.checkpoint == "latest":
         runs = [args.model] if args.model else [m for m in models.MODELS if os.path.isdir(f"{args.model_save_dir}/{m}")]
         if len(runs) != 1:
@@ -159,23 +139,18 @@ def find_start(args):
         args.checkpoint = os.path.join(args.model_save_dir, runs[0], "latest")
     if args.checkpoint:
         state = utility.read_checkpoint_state(args.checkpoint)
-        if args.seed is None:
-            args.seed = state["args"]["seed"]
-        if args.class_dim is None:
-            args.class_dim = state["settings"]["class_dim"]
+        args.seed = state["args"]["seed"] if args.seed is None else args.seed
+        args.class_dim = args.class_dim or state["settings"]["class_dim"]
         models.settle_arguments(args, state, fixed=tuple(models.SETTINGS))
         changed = [name for name in SAME_RUN if getattr(args, name) != state["args"][name]]
         if changed and not args.force:
             what = ", ".join(f"--{name}={getattr(args, name)} (was {state['args'][name]})" for name in changed)
-            raise UserError(
-                f"{args.checkpoint}: this would be another run: {what}; --force=True continues all the same"
-            )
-    else:
-        pretrained = models.read_state(args.pretrained_model) if args.pretrained_model else None
-        models.settle_arguments(args, pretrained, fixed=("model",))
-    if args.seed is None:
-        args.seed = random.SystemRandom().randrange(2**31)
-    return state
+            raise UserError(f"{args.checkpoint}: another run: {what}; --force=True continues all the same")
+        return models.read_weights(args.checkpoint)
+    weights = models.read_weights(args.pretrained_model) if args.pretrained_model else None
+    models.settle_arguments(args, weights.state if weights else None, fixed=("model",))
+    args.seed = random.SystemRandom().randrange(2**31) if args.seed is None else args.seed
+    return weights
 
 
 def load_lists(args, state):
@@ -227,7 +202,23 @@ def prepare_run_dir(args):
     return run_dir
 
 
+def build_network(args, weights):
+    network = models.build_model(args.model, args.class_dim, args.pooling, args.embedding_size)
+    if args.zero_init_residual:
+        network.backbone.zero_init_residual()
+    if args.with_mem_opt:
+        network.backbone.use_recompute()
+    if weights:
+        print(models.load_weights(network, weights, args.model, head="must" if args.checkpoint else "fit"))
+    if args.freeze_bn:
+        network.freeze_batch_norm()
+    return network
+
+
 def build_optimizer(paddle, args, network):
+    for layer in (network.head, network.embedding):
+        for parameter in layer.parameters():
+            parameter.optimize_attr["learning_rate"] = args.head_lr_scale
     parameters = [p for p in network.parameters() if not p.stop_gradient]
     common = {"learning_rate": args.lr, "parameters": parameters, "weight_decay": args.weight_decay}
     if args.optimizer == "momentum":
@@ -235,14 +226,6 @@ def build_optimizer(paddle, args, network):
     return {"sgd": paddle.optimizer.SGD, "adam": paddle.optimizer.Adam, "adamw": paddle.optimizer.AdamW}[
         args.optimizer
     ](**common)
-
-
-def continue_run(args, state, network, optimizer):
-    """Loads weights and optimizer; -> (the epoch to go on with, the best recall so far or None)."""
-    models.load_weights(network, models.read_weights(args.checkpoint), args.model, head="must")
-    saved = models.read_pickle(os.path.join(args.checkpoint, utility.OPTIMIZER_FILE))
-    utility.load_optimizer_state(network, optimizer, saved)
-    return state["epoch"] + 1, state["best"]
 
 
 # ---------------------------------------------------------------- training
@@ -282,10 +265,12 @@ def training_batches(args, train, epoch, steps, bad_images):
     )
 
 
-def train_epoch(paddle, args, network, optimizer, train, classes, epoch, steps, log):
+def train_epoch(paddle, args, network, optimizer, train, epoch, steps, log):
     """One pass of `steps` batches; prints and logs every `log_every` steps."""
+    from losses.softmax import SoftmaxLoss
+
     metric_loss = losses.build_loss(args.loss_name, args.margin, args.triplet_mining)
-    classification_loss = losses.build_classification_loss(args.label_smoothing)
+    classification_loss = SoftmaxLoss(args.label_smoothing)
     amp = args.amp != "off" and utility.on_gpu()
     scaler = paddle.amp.GradScaler(enable=amp and args.amp == "float16", init_loss_scaling=2.0**14)
     top = [min(k, args.class_dim) for k in (1, 5)]
@@ -299,7 +284,9 @@ def train_epoch(paddle, args, network, optimizer, train, classes, epoch, steps, 
     batches = training_batches(args, train, epoch, steps, bad_images)
     for step in range(steps):
         start = time.time()
-        batch = next(batches)
+        batch = next(batches, None)
+        if batch is None:
+            raise UserError(f"not one image of a whole batch could be read: {bad_images[-1][1]}")
         waited += time.time() - start
         # The draws of mining and dropout depend on the step alone, so that a continued run repeats them.
         paddle.seed((args.seed + epoch * steps + step) % 2**31)
@@ -358,12 +345,10 @@ def raise_diverged(args, epoch, step):
 def evaluate(network, val, args, log, epoch):
     """Prints and logs recall@1,2,4,8 on the validation list; -> recall@1."""
     start, bad = time.time(), []
-    skip = bad if args.on_bad_image == "skip" else None
-    features, index = utility.extract(
-        network, reader.read_in_order(val, args, args.test_batch_size, skip), len(val.paths)
-    )
+    batches = reader.read_in_order(val, args, args.test_batch_size, bad)
+    features, index = utility.extract(network, val, batches)
     reader.report_bad_images(val, bad)
-    result = metrics.retrieval_metrics(features, val.labels[index], recall_at=(1, 2, 4, 8))
+    result = metrics.retrieval_metrics(features, val.labels[index], recall_at=(1, 2, 4, 8), full=False)
     seconds = time.time() - start
     utility.log_json(log, {"epoch": epoch, "eval": result, "sec": seconds})
     recalls = ", ".join(f"recall@{k} {result[f'recall@{k}']:.4f}" for k in (1, 2, 4, 8))

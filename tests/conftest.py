@@ -1,11 +1,61 @@
-"""The checkout's root on the import path, and Paddle set up as the scripts do, once per test process."""
+"""The checkout's root on the import path, Paddle set up as the scripts do, and what whole-script tests need."""
 
+import collections
 import os
+import subprocess
 import sys
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-import utility  # noqa: E402
+import utility
 
+# Two test processes share the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 utility.start_paddle()
+
+Birds = collections.namedtuple("Birds", "root train_list val_list lists")
+
+
+def run(script, *flags, status=0, **environment):
+    """Runs a script from the checkout's root and checks its exit status; -> subprocess.CompletedProcess."""
+    command = [sys.executable, script, *(str(flag) for flag in flags)]
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+    assert result.returncode == status, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+def read_rows(path):
+    """The lines of a text file."""
+    with open(path) as file:
+        return file.read().splitlines()
+
+
+def draw_birds(root, classes, images, size=40):
+    """Writes `<root>/images/NNN.Name/*.jpg`: a coloured disc a class, its place and background random."""
+    rng = np.random.default_rng(0)
+    for c in range(1, classes + 1):
+        folder = os.path.join(root, "images", f"{c:03d}.Bird_{c}")
+        os.makedirs(folder)
+        colour = tuple(int(v) for v in rng.integers(0, 256, 3))
+        for i in range(images):
+            image = Image.new("RGB", (size, size), tuple(int(v) for v in rng.integers(0, 256, 3)))
+            x, y = rng.integers(0, size // 3, 2)
+            ImageDraw.Draw(image).ellipse((x, y, x + size // 2, y + size // 2), fill=colour)
+            image.save(os.path.join(folder, f"Bird_{c}_{i:04d}.jpg"), quality=90)
+
+
+@pytest.fixture(scope="session")
+def birds(tmp_path_factory):
+    """12 classes of 8 pictures, split in halves by data/split.py."""
+    root = str(tmp_path_factory.mktemp("birds"))
+    draw_birds(root, classes=12, images=8)
+    run("data/split.py", root, "--train_classes=6")
+    train_list, val_list = (os.path.join(root, f"CUB200_{part}.txt") for part in ("train", "val"))
+    return Birds(root, train_list, val_list, [f"--train_list={train_list}", f"--val_list={val_list}"])
