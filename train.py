@@ -272,6 +272,7 @@ def train_epoch(paddle, args, network, optimizer, train, epoch, steps, log):
     metric_loss = losses.build_loss(args.loss_name, args.margin, args.triplet_mining)
     classification_loss = SoftmaxLoss(args.label_smoothing)
     amp = args.amp != "off" and utility.on_gpu()
+    # A new one each epoch, so that a continued run needs nothing of the old one.
     scaler = paddle.amp.GradScaler(enable=amp and args.amp == "float16", init_loss_scaling=2.0**14)
     top = [min(k, args.class_dim) for k in (1, 5)]
     network.train()
@@ -313,7 +314,7 @@ def train_epoch(paddle, args, network, optimizer, train, epoch, steps, log):
         images += len(batch.index)
         steps_since += 1
         if log_now:
-            acc1, acc5 = (paddle.metric.accuracy(logits, label.unsqueeze(1), k=k).item() for k in top)
+            acc1, acc5 = (paddle.metric.accuracy(logits.astype("float32"), label.unsqueeze(1), k=k).item() for k in top)
             record = {
                 "epoch": epoch, "step": step, "lr": lr, "loss_metric": loss_metric.item(), "loss_cls": loss_cls.item(),
                 "acc1": acc1, "acc5": acc5,
