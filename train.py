@@ -147,8 +147,9 @@ def find_start(args):
             what = ", ".join(f"--{name}={getattr(args, name)} (was {state['args'][name]})" for name in changed)
             raise UserError(f"{args.checkpoint}: another run: {what}; --force=True continues all the same")
         return models.read_weights(args.checkpoint)
-    weights = models.read_weights(args.pretrained_model) if args.pretrained_model else None
-    models.settle_arguments(args, weights.state if weights else None, fixed=("model",))
+    model = args.model or models.DEFAULT_MODEL
+    weights = models.read_weights(args.pretrained_model, model) if args.pretrained_model else None
+    models.settle_arguments(args, weights.state if weights else None, () if args.allow_partial else ("model",))
     args.seed = random.SystemRandom().randrange(2**31) if args.seed is None else args.seed
     return weights
 
@@ -209,7 +210,8 @@ def build_network(args, weights):
     if args.with_mem_opt:
         network.backbone.use_recompute()
     if weights:
-        print(models.load_weights(network, weights, args.model, head="must" if args.checkpoint else "fit"))
+        head = "must" if args.checkpoint else "fit"
+        print(models.load_weights(network, weights, args.model, head, args.allow_partial))
     if args.freeze_bn:
         network.freeze_batch_norm()
     return network

@@ -3,8 +3,9 @@
 import importlib
 import sys
 
-from models.pretrained import load_weights, read_pickle, read_state, read_weights
-from utility import UserError, number
+from models.pretrained import load_weights, read_state, read_weights
+from models.weight_files import read_pickle
+from utility import UserError, boolean, number
 
 __all__ = ["MODELS", "build_model", "load_network", "load_weights", "read_pickle", "read_state", "read_weights"]
 
@@ -81,10 +82,16 @@ def load_network(args):
 
     Returns: (EmbeddingNet, the labels of the head's classes in their order or None where they are not known)
     """
-    weights = read_weights(args.pretrained_model) if args.pretrained_model else None
+    weights = read_weights(args.pretrained_model, args.model or DEFAULT_MODEL) if args.pretrained_model else None
     state = weights.state if weights else None
+    if weights and state is None and args.embedding_size is None:
+        args.embedding_size = len(weights.tensors.get("embedding.bias", ()))
     settle_arguments(args, state, fixed=("model", "pooling", "embedding_size"))
     if weights:
+        known = len(weights.tensors.get("embedding.bias", ()))
+        if args.embedding_size != known:
+            has = f"an embedding layer of {known}" if known else "no embedding layer"
+            raise UserError(f"--embedding_size={args.embedding_size}, but {weights.file_name} has {has}")
         known = len(weights.tensors.get("head.bias", ()))
         if args.class_dim and args.class_dim != known:
             raise UserError(f"--class_dim={args.class_dim}, but the head in {weights.file_name} has {known} classes")
@@ -92,7 +99,8 @@ def load_network(args):
     args.class_dim = args.class_dim or 0
     network = build_model(args.model, args.class_dim, args.pooling, args.embedding_size)
     if weights:
-        print(load_weights(network, weights, args.model, head="fit" if state is None else "must"))
+        head = "fit" if state is None or args.allow_partial else "must"
+        print(load_weights(network, weights, args.model, head, args.allow_partial))
     else:
         print(f"note: no --pretrained_model: this {args.model} has random weights", file=sys.stderr)
     network.eval()
@@ -132,8 +140,19 @@ def add_model_arguments(parser):
     group.add_argument(
         "--pretrained_model",
         default="",
-        help="weights to start from: a checkpoint directory of train.py (such as output/ResNet50/best), or a .pdparams "
-        "file with the layer names of paddle.vision's ResNet. Strides cannot be seen in a file: take ResNet50_va for "
-        "weights that come from Caffe or Keras",
+        help="weights to start from: a checkpoint directory of train.py (such as output/ResNet50/best); a .pdparams "
+        "file of paddle.vision or PaddleClas, with or without the suffix; a directory of fluid's save_vars with one "
+        "file a variable; a .safetensors file with the names of torchvision or timm; or imagenet: the official "
+        "ImageNet file of --model, downloaded once. Where a stage halves the resolution cannot be seen in a file: "
+        "Caffe and Keras do it in the first 1x1 convolution (va: --model=ResNet50_va); paddle.vision, PaddleClas, "
+        "torchvision, timm and Paddle's own fluid models in the 3x3 (vb: --model=ResNet50). The wrong one loads "
+        "without an error and costs accuracy",
+    )
+    group.add_argument(
+        "--allow_partial",
+        type=boolean,
+        default=False,
+        help="load the tensors of --pretrained_model that fit the backbone, and name the others, rather than refuse "
+        "the file; the others keep their random start",
     )
     return group

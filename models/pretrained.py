@@ -1,143 +1,216 @@
-"""Reading weights that somebody else may have written."""
+"""Weights that somebody already has: find them, recognise what they are, load them and say what was loaded."""
 
 import collections
-import io
+import difflib
 import os
-import pickle
-import re
 
 import numpy as np
 
+from models import layouts
+from models.imagenet import imagenet_file
+from models.weight_files import bfloat16_to_float32, read_fluid_directory, read_pickle, read_tensors
 from utility import CHECKPOINT_FILE, WEIGHTS_FILE, UserError, read_checkpoint_state
 
-_DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|c8|c16)")
+__all__ = ["Weights", "load_weights", "read_pickle", "read_state", "read_weights"]
+
+# tensors: {name here: array as in the file}; state: what train.py stored beside them, or None; source: a few words on
+# who wrote what; unused: names in the file that mean nothing here; hint: a reason known for weights that don't fit.
+Weights = collections.namedtuple("Weights", "tensors file_name state source unused hint")
+
+# ---------------------------------------------------------------- find and recognise
 
 
-def _empty_array(subtype, shape, typecode):
-    if subtype is not _ARRAY or tuple(shape) != (0,):
-        raise pickle.UnpicklingError("an array that is not built the way NumPy does")
-    return np.ndarray.__new__(np.ndarray, (0,), "b")  # its content follows
+def read_state(file_name):
+    """The description that train.py stored beside its weights `file_name`, or None where it did not write them."""
+    folder, name = os.path.split(file_name)
+    described = name == WEIGHTS_FILE and os.path.exists(os.path.join(folder, CHECKPOINT_FILE))
+    return read_checkpoint_state(folder) if described else None
 
 
-def _dtype(name, *flags):
-    if not (isinstance(name, str) and _DTYPE.fullmatch(name)):
-        raise pickle.UnpicklingError(f"an array of {name!r}")
-    return np.dtype(name, *flags)
+def read_weights(path, model=None):
+    """Reads weights, whatever they are.
 
+    Args:
+        path: a checkpoint directory of train.py; a .pdparams or .safetensors file, recognised by its content; the path
+            of a .pdparams file without the suffix; a directory of fluid's save_vars; or "imagenet", for the official
+            file of `model`.
 
-def _encode(text, encoding):
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"text encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-# A pickle can name any function and have it called with any arguments. These are the names that Paddle and NumPy write
-# into .pdparams and .pdopt files, each with a stand-in that takes no other arguments than they do: NumPy's own would
-# allocate whatever size a file asks for. No other name is looked up.
-_ARRAY = "the class of arrays"
-_STAND_INS = {
-    ("numpy", "ndarray"): _ARRAY,
-    ("numpy", "dtype"): _dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("_codecs", "encode"): _encode,  # with which protocol 2 writes bytes
-}
-
-
-class _Unpickler(pickle._Unpickler):
-    """The one written in Python: the C one allocates by the numbers in the file before it looks whether they are true.
-
-    It is as fast here, where the bulk of a file is a few large blocks of bytes.
+    Returns: Weights
+    Raises: UserError where there are none, where they are broken or unsafe, or of no known network.
     """
+    if path == "imagenet":
+        path = imagenet_file(model)
+    file_name = _find(path)
+    if os.path.isdir(file_name):
+        tensors = read_fluid_directory(file_name, layouts.FLUID_NAMES)
+    else:
+        tensors = read_tensors(file_name)
+    renamed = layouts.recognise(tensors)
+    if renamed is None:
+        raise UserError(f"{file_name}: {_unknown_names(tensors)}")
+    state = read_state(file_name)
+    network = state["settings"]["model"] if state else layouts.architecture(renamed.tensors) or "network"
+    source = f"{renamed.writer} {network}" + (f", epoch {state['epoch']}" if state else "")
+    return Weights(renamed.tensors, file_name, state, source, renamed.unused, renamed.hint)
 
-    def find_class(self, module, name):
-        if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"the forbidden object {module}.{name}")
-        return _STAND_INS[module, name]
+
+def _unknown_names(tensors):
+    if not tensors:
+        return "holds no tensors"
+    if any(word in name for name in tensors for word in ("moment", "velocity", "beta1_pow")):
+        return "the state of an optimizer, not weights: give the .pdparams beside it"
+    names = ", ".join(list(tensors)[:3])
+    return (
+        f"names of no known network ({names} ...); known are those of this project, paddle.vision, PaddleClas, fluid, "
+        "torchvision and timm, for ResNet and SE_ResNeXt"
+    )
 
 
-def read_pickle(path):
-    """What a .pdparams or .pdopt file holds, without running anything that hides in it.
-
-    Returns: {name: np.ndarray}; entries that are no arrays are left out.
-    Raises: UserError where the file is missing, broken, or holds anything but arrays, dicts, lists and numbers.
-    """
+def _find(path):
+    """The file, or the directory of a fluid model, that `path` means."""
     try:
-        with open(path, "rb") as file:
-            content = _Unpickler(io.BytesIO(file.read())).load()
+        names = sorted(os.listdir(path)) if os.path.isdir(path) else []
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror}") from None
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: refused: not a plain file of weights ({error})") from None
-    except Exception as error:  # a broken pickle raises nearly anything
-        raise UserError(f"{path}: broken or no file of weights ({type(error).__name__}: {error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
-    return {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
+    if WEIGHTS_FILE in names:
+        return os.path.join(path, WEIGHTS_FILE)
+    if layouts.is_fluid_directory(names):
+        return path
+    for file_name in (path, f"{path}.pdparams"):
+        if os.path.isfile(file_name):
+            return file_name
+    if os.path.isdir(path):
+        raise UserError(f"{path}: no weights there: {_other_directory(path, names)}")
+    raise UserError(f"{path}: no weights there: {_typo(path)}")
 
 
-def find_checkpoint(path):
-    """The checkpoint directory that `path` (the directory or the weights file in it) belongs to, or None."""
-    directory = path if os.path.isdir(path) else os.path.dirname(path)
-    return directory if os.path.exists(os.path.join(directory, CHECKPOINT_FILE)) else None
+def _other_directory(path, names):
+    """What to do with a directory that is no checkpoint."""
+    for link in ("best", "latest"):
+        if os.path.exists(os.path.join(path, link, WEIGHTS_FILE)):
+            return f"it holds the checkpoints of a run; give one of them, such as {os.path.join(path, link)}"
+    files = [name for name in names if name.endswith((".pdparams", ".safetensors"))]
+    if files:
+        return f"give one of the files in it: {', '.join(files[:5])}"
+    if "__model__" in names:
+        return "a fluid model whose variables are joined in one file, without their names; save them one file each"
+    return "neither a checkpoint directory of train.py nor one of a fluid model with a file for each variable"
 
 
-def read_state(path):
-    """The description stored with the weights at `path`, or None where train.py did not write them."""
-    directory = find_checkpoint(path)
-    return read_checkpoint_state(directory) if directory else None
+def _typo(path):
+    """What of `path` does not exist, and what is there instead."""
+    if "/" not in path and path.lower().startswith(("resnet", "se_resnext")):
+        return f"no file of this name; --pretrained_model=imagenet --model={path} takes the official ImageNet weights"
+    missing = path.rstrip("/")
+    while os.path.dirname(missing) and not os.path.isdir(os.path.dirname(missing)):
+        missing = os.path.dirname(missing)
+    parent, name = os.path.split(missing)
+    try:
+        names = os.listdir(parent or ".")
+    except OSError:
+        names = []
+    stems = {entry: entry for entry in names} | {entry[:-9]: entry for entry in names if entry.endswith(".pdparams")}
+    close = difflib.get_close_matches(name, stems, n=1, cutoff=0.6)
+    meant = f"; did you mean {os.path.join(parent, stems[close[0]])}?" if close else ""
+    return f"{parent or 'the working directory'} has no {name} and no {name}.pdparams{meant}"
 
 
-Weights = collections.namedtuple("Weights", "tensors file_name state")
+# ---------------------------------------------------------------- load
 
 
-def read_weights(path):
-    """Reads weights: a checkpoint directory, a .pdparams file, or such a file's path without the suffix.
-
-    Returns: Weights; `tensors` are arrays under this project's names, `state` is what train.py stored beside them or
-        None.
-    """
-    candidates = (os.path.join(path, WEIGHTS_FILE), path, f"{path}.pdparams")
-    file_name = next((name for name in candidates if os.path.isfile(name)), None)
-    if file_name is None:
-        raise UserError(f"{path}: no weights there (looked for a checkpoint directory, this file, and {path}.pdparams)")
-    return Weights(_own_names(read_pickle(file_name)), file_name, read_state(path))
-
-
-def load_weights(network, weights, model, head="fit"):
+def load_weights(network, weights, model, head="fit", allow_partial=False):
     """Loads `weights` into an EmbeddingNet.
 
     Args:
         weights: what `read_weights` returned.
         model: the network's name, for messages.
-        head: "fit" loads the pooling's power, embedding layer and head where their shapes fit and skips them
-            otherwise, as fine-tuning wants; "must" takes it for an error if they don't.
+        head: "fit" loads the pooling's power, embedding layer and head where they fit and skips them otherwise, as
+            fine-tuning wants; "must" takes it for an error if they don't.
+        allow_partial: load those tensors of the backbone that fit rather than refuse all for the others.
 
-    Returns: one line that says what was loaded.
-    Raises: UserError naming the first missing or misshapen tensors; nothing is loaded then.
+    Returns: one line that says what was loaded and what was not.
+    Raises: UserError naming the first missing, misshapen or left over tensors; nothing is loaded then.
     """
     wanted = network.state_dict()
-    wrong, skipped = {}, {}
-    for name, tensor in wanted.items():
-        there, here = weights.tensors.get(name), list(tensor.shape)
-        if there is not None and list(there.shape) == here:
-            continue
-        what = f"{name} (missing)" if there is None else f"{name} ({list(there.shape)} there, {here} here)"
-        (wrong if head == "must" or name.startswith("backbone.") else skipped)[name] = what
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise UserError(f"{weights.file_name}: not the weights of {model}: {', '.join(list(wrong.values())[:5])}{more}")
-    for name, tensor in wanted.items():
-        if name not in skipped:
-            tensor.set_value(weights.tensors[name].astype("float32"))
-    loaded = sum(name.startswith("backbone.") for name in wanted)
-    rest = f"; skipped: {', '.join(skipped.values())}" if skipped else ""
-    return f"loaded {loaded} of {loaded} backbone tensors from {weights.file_name}{rest}"
+    wrong = {name: why for name, here in wanted.items() if (why := _misfit(weights.tensors.get(name), here))}
+    # The first blocks of a deeper network have the shapes of this one's: what is left over counts, too.
+    wrong.update({name: f"not in {model}" for name in weights.tensors if name not in wanted})
+    of_backbone = {name: why for name, why in wrong.items() if name.startswith("backbone.")}
+    refused = wrong if head == "must" else {} if allow_partial else of_backbone
+    if refused:
+        raise UserError(f"{weights.file_name}: not the weights of {model}: {_five(refused)}; {_reason(weights, model)}")
+
+    if any(name.startswith("embedding.") for name in wrong):
+        # The head was trained on another embedding, whatever its shape is.
+        wrong.update({name: "another embedding" for name in wanted if name.startswith("head.") and name not in wrong})
+    loaded = [name for name in wanted if name not in wrong]
+    backbone = sum(name.startswith("backbone.") for name in loaded)
+    if not backbone:
+        raise UserError(f"{weights.file_name}: nothing in it fits {model}; {_reason(weights, model)}")
+    for name in loaded:
+        wanted[name].set_value(_float32(weights.tensors[name]))
+
+    types = sorted({layouts.dtype_name(weights.tensors[name]) for name in loaded} - {"float32"})
+    cast = f", {' and '.join(types)} -> float32" if types else ""
+    total = sum(name.startswith("backbone.") for name in wanted)
+    account = [f"loaded {backbone} of {total} backbone tensors from {weights.file_name} ({weights.source}{cast})"]
+    if of_backbone:
+        account.append(f"--allow_partial passed over {_five(of_backbone)}")
+    account += [_account(part, wanted, weights.tensors, wrong) for part in ("pool", "embedding", "head")]
+    if weights.unused:
+        account.append(f"unknown and not used: {_five(dict.fromkeys(weights.unused))}")
+    return "; ".join(filter(None, account))
 
 
-def _own_names(weights):
-    """Weights under this project's names: paddle.vision calls the backbone's layers the same, and the head `fc`."""
-    if any(name.startswith("backbone.") for name in weights):
-        return weights
-    return {f"head.{n[3:]}" if n.startswith("fc.") else f"backbone.{n}": value for n, value in weights.items()}
+def _misfit(there, here):
+    """Why an array can't become the parameter `here`, or "" where it can."""
+    if there is None:
+        return "missing"
+    if list(there.shape) != list(here.shape):
+        return f"{list(there.shape)} there, {list(here.shape)} here"
+    if there.dtype.kind != "f" and there.dtype != np.uint16:
+        return f"{there.dtype.name} values"
+    return "" if np.isfinite(_float32(there)).all() else "NaN or infinite"
+
+
+def _float32(array):
+    return bfloat16_to_float32(array) if array.dtype == np.uint16 else array.astype(np.float32)
+
+
+def _five(tensors):
+    """The first five of {name: why} in words, and how many more."""
+    words = [f"{name} ({why})" if why else name for name, why in list(tensors.items())[:5]]
+    return ", ".join(words) + (f" and {len(tensors) - 5} more" if len(tensors) > 5 else "")
+
+
+def _account(part, wanted, tensors, wrong):
+    """What became of the pooling, the embedding layer or the head, or "" where neither side has one."""
+    here = {name: value for name, value in wanted.items() if name.startswith(f"{part}.")}
+    there = {name: value for name, value in tensors.items() if name.startswith(f"{part}.")}
+    if not here:
+        return f"{part} unused: none here" if there else ""
+    if not there:
+        return f"{part} starts anew: none there"
+    if part == "pool":
+        return "pool skipped" if any(name in wrong for name in here) else "pool loaded"
+    unit = "classes" if part == "head" else "values"
+    sizes = [side[f"{part}.weight"].shape if f"{part}.weight" in side else (0, 0) for side in (there, here)]
+    if not any(name in wrong for name in here):
+        return f"{part} loaded: {sizes[1][1]} {unit}"
+    if sizes[0][-1] != sizes[1][1]:
+        return f"{part} skipped: {sizes[0][-1]} {unit} there, {sizes[1][1]} here"
+    return f"{part} skipped: {next(f'{name} ({wrong[name]})' for name in here if name in wrong)}"
+
+
+def _reason(weights, model):
+    """The likely reason why weights don't fit `model`, and the way out."""
+    from models import MODELS
+
+    found = layouts.architecture(weights.tensors)
+    if weights.hint:
+        return weights.hint
+    if found is None:
+        return "the file's network is none that is known here"
+    if found == model.replace("_va", ""):
+        return f"the file has the layers of {found}, but some tensors are missing or changed"
+    return f"the file is a {found}: " + (f"take --model={found}" if found in MODELS else "no model here is one")

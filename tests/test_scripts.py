@@ -175,7 +175,7 @@ def test_two_stages_with_another_head_and_embedding(birds, tmp_path):
     start = f"--pretrained_model={tmp_path}/one/ResNet8/best"
     out = train(birds, tmp_path / "two", *QUICK, start, "--embedding_size=16").stdout
     assert "loaded 45 of 45 backbone tensors" in out
-    assert "skipped: embedding.weight (missing), embedding.bias (missing), head.weight ([64, 20] there" in out
+    assert "(this project ResNet8, epoch 0); embedding starts anew: none there; head skipped: 20 classes there" in out
 
 
 def test_keep_bounds_the_epochs_on_disk(birds, tmp_path):
