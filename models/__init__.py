@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from models.pretrained import load_weights, read_state, read_weights
+from models.pretrained import layer_size, load_weights, read_state, read_weights
 from models.weight_files import read_pickle
 from utility import UserError, boolean, number
 
@@ -85,14 +85,14 @@ def load_network(args):
     weights = read_weights(args.pretrained_model, args.model or DEFAULT_MODEL) if args.pretrained_model else None
     state = weights.state if weights else None
     if weights and state is None and args.embedding_size is None:
-        args.embedding_size = len(weights.tensors.get("embedding.bias", ()))
+        args.embedding_size = layer_size(weights, "embedding")
     settle_arguments(args, state, fixed=("model", "pooling", "embedding_size"))
     if weights:
-        known = len(weights.tensors.get("embedding.bias", ()))
+        known = layer_size(weights, "embedding")
         if args.embedding_size != known:
             has = f"an embedding layer of {known}" if known else "no embedding layer"
             raise UserError(f"--embedding_size={args.embedding_size}, but {weights.file_name} has {has}")
-        known = len(weights.tensors.get("head.bias", ()))
+        known = layer_size(weights, "head")
         if args.class_dim and args.class_dim != known:
             raise UserError(f"--class_dim={args.class_dim}, but the head in {weights.file_name} has {known} classes")
         args.class_dim = known

@@ -37,7 +37,7 @@ _SE = {"squeeze": "squeeze", "fc1": "squeeze", "sqz": "squeeze", "excitation": "
 _Layout = collections.namedtuple("_Layout", "writer sign first patterns")
 _BN = r"(?P<value>weight|bias|_mean|_variance|running_mean|running_var)"
 _FLUID_BN = r"(?P<value>scale|offset|mean|variance)"
-_IN_BLOCK = r"(?:layer(?P<stage>\d)\.(?P<block>\d+)\.)"
+_IN_BLOCK = r"(?:layer(?P<stage>\d)\.(?P<block>\d\d?\d?)\.)"
 _VISION = (
     rf"{_IN_BLOCK}?(?:conv|(?P<bn>bn))(?P<part>\d)\.{_BN}",
     rf"{_IN_BLOCK}(?P<part>downsample)\.(?:0|(?P<bn>1))\.{_BN}",
@@ -52,7 +52,7 @@ _LAYOUTS = (
         r"blocks\.0\.conv0\.conv\.weight",
         (1, 0),
         (
-            rf"(?:stem\.0|blocks\.(?P<through>\d+)\.(?P<part>conv\d|short))\.(?:conv|(?P<bn>bn))\.{_BN}",
+            rf"(?:stem\.0|blocks\.(?P<through>\d\d?\d?)\.(?P<part>conv\d|short))\.(?:conv|(?P<bn>bn))\.{_BN}",
             r"(?P<head>fc)\.(?P<value>weight|bias)",
         ),
     ),
@@ -61,8 +61,9 @@ _LAYOUTS = (
         r"bb_0_0\.conv0\._conv\.weight",
         (0, 0),
         (
-            r"(?:conv|bb_(?P<stage>\d)_(?P<block>\d+)\.(?P<part>conv\d|short))\.(?:_conv|(?P<bn>_batch_norm))\." + _BN,
-            r"bb_(?P<stage>\d)_(?P<block>\d+)\.scale\.(?P<se>squeeze|excitation)\.(?P<value>weight|bias)",
+            r"(?:conv|bb_(?P<stage>\d)_(?P<block>\d\d?\d?)\.(?P<part>conv\d|short))\.(?:_conv|(?P<bn>_batch_norm))\."
+            + _BN,
+            r"bb_(?P<stage>\d)_(?P<block>\d\d?\d?)\.scale\.(?P<se>squeeze|excitation)\.(?P<value>weight|bias)",
             r"(?P<head>out)\.(?P<value>weight|bias)",
         ),
     ),
@@ -71,8 +72,8 @@ _LAYOUTS = (
         r"res2a_branch2a_weights",
         (2, 0),
         (
-            r"(?:conv1|res(?P<stage>\d)(?P<block>[a-z]\d*)_(?P<part>branch\w+))_(?P<value>weights)",
-            rf"(?P<bn>bn)(?:_conv1|(?P<stage>\d)(?P<block>[a-z]\d*)_(?P<part>branch\w+))_{_FLUID_BN}",
+            r"(?:conv1|res(?P<stage>\d)(?P<block>[a-z]\d?\d?\d?)_(?P<part>branch\w+))_(?P<value>weights)",
+            rf"(?P<bn>bn)(?:_conv1|(?P<stage>\d)(?P<block>[a-z]\d?\d?\d?)_(?P<part>branch\w+))_{_FLUID_BN}",
         ),
     ),
     _Layout(
@@ -80,13 +81,14 @@ _LAYOUTS = (
         r"conv2_1_x1_weights",
         (2, 1),
         (
-            r"(?:conv1|conv(?P<stage>\d)_(?P<block>\d+)_(?P<part>x\d|prj))_(?P<value>weights)",
-            rf"(?:conv1|conv(?P<stage>\d)_(?P<block>\d+)_(?P<part>x\d|prj))_(?P<bn>bn)_{_FLUID_BN}",
-            r"fc(?P<stage>\d)_(?P<block>\d+)_(?P<se>sqz|exc)_(?P<value>weights|offset)",
+            r"(?:conv1|conv(?P<stage>\d)_(?P<block>\d\d?\d?)_(?P<part>x\d|prj))_(?P<value>weights)",
+            rf"(?:conv1|conv(?P<stage>\d)_(?P<block>\d\d?\d?)_(?P<part>x\d|prj))_(?P<bn>bn)_{_FLUID_BN}",
+            r"fc(?P<stage>\d)_(?P<block>\d\d?\d?)_(?P<se>sqz|exc)_(?P<value>weights|offset)",
             r"(?P<head>fc6)_(?P<value>weights|offset)",
         ),
     ),
 )
+_PARTS_HERE = ("backbone", "pool", "embedding", "head")
 _OWN = r"backbone\.conv1\.weight"
 _GENERATED = r"conv2d_\d+\.w_0"
 # Wrappers put these in front of every name: data-parallel layers, PaddleClas' retrieval models.
@@ -112,14 +114,22 @@ def recognise(tensors):
     """
     for prefix in _PREFIXES:
         inner = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-        if _has(inner, _OWN):
-            return Renamed("this project", inner, [], "")
-        if _has(inner, _GENERATED):
-            return _from_generated(inner)
-        for layout in _LAYOUTS:
-            if _has(inner, layout.sign):
-                return _from_layout(inner, layout)
+        renamed = _rename(inner)
+        if renamed:
+            outside = [name for name in tensors if not name.startswith(prefix)]
+            return renamed._replace(unused=renamed.unused + outside)
     return None
+
+
+def _rename(tensors):
+    """`recognise` without a wrapper's prefix."""
+    if _has(tensors, _OWN):
+        ours = {name: value for name, value in tensors.items() if name.split(".")[0] in _PARTS_HERE}
+        return Renamed("this project", ours, [name for name in tensors if name not in ours], "")
+    if _has(tensors, _GENERATED):
+        return _from_generated(tensors)
+    layout = next((layout for layout in _LAYOUTS if _has(tensors, layout.sign)), None)
+    return _from_layout(tensors, layout) if layout else None
 
 
 def _has(tensors, pattern):
@@ -150,7 +160,7 @@ def _from_layout(tensors, layout):
 
 def _stages(tensors):
     """Blocks of each stage where PaddleClas numbers them through."""
-    numbers = [int(match[1]) for match in (re.match(r"blocks\.(\d+)\.", name) for name in tensors) if match]
+    numbers = [int(match[1]) for match in (re.match(r"blocks\.(\d\d?\d?)\.", name) for name in tensors) if match]
     count = max(numbers, default=-1) + 1
     known = {sum(stages): stages for stages in ((2, 2, 2, 2), *DEPTHS)}
     return known.get(count, (count,))
@@ -190,13 +200,13 @@ def _from_torch(name, value, found):
         return value
     value = value.reshape(value.shape[:2]) if value.shape[2:] == (1, 1) else value
     # Someone who converted the file to Paddle by hand may have transposed it already: the bias tells.
-    outputs = len(found.get(f"{layer}.bias", value))
-    return value.T if value.ndim == 2 and value.shape[0] == outputs else value
+    bias = found.get(f"{layer}.bias")
+    return value.T if value.ndim == 2 and (bias is None or bias.size == value.shape[0]) else value
 
 
 def _fluid_numbers(tensors, kind):
     """The numbers n of the layers kind_n, in order: fluid counted up as it created them, not always from 0."""
-    numbers = (re.fullmatch(rf"{kind}_(\d+)\.w_0", name) for name in tensors)
+    numbers = (re.fullmatch(rf"{kind}_(\d+)\.w_0", name) for name in tensors if len(name) < 40)
     return sorted(int(match[1]) for match in numbers if match)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from models import layouts
 from models.imagenet import imagenet_file
-from models.weight_files import bfloat16_to_float32, read_fluid_directory, read_pickle, read_tensors
+from models.weight_files import bfloat16_to_float32, plain, read_fluid_directory, read_pickle, read_tensors
 from utility import CHECKPOINT_FILE, WEIGHTS_FILE, UserError, read_checkpoint_state
 
 __all__ = ["Weights", "load_weights", "read_pickle", "read_state", "read_weights"]
@@ -59,7 +59,7 @@ def _unknown_names(tensors):
         return "holds no tensors"
     if any(word in name for name in tensors for word in ("moment", "velocity", "beta1_pow")):
         return "the state of an optimizer, not weights: give the .pdparams beside it"
-    names = ", ".join(list(tensors)[:3])
+    names = ", ".join(plain(name) for name in list(tensors)[:3])
     return (
         f"names of no known network ({names} ...); known are those of this project, paddle.vision, PaddleClas, fluid, "
         "torchvision and timm, for ResNet and SE_ResNeXt"
@@ -140,9 +140,11 @@ def load_weights(network, weights, model, head="fit", allow_partial=False):
     if refused:
         raise UserError(f"{weights.file_name}: not the weights of {model}: {_five(refused)}; {_reason(weights, model)}")
 
-    if any(name.startswith("embedding.") for name in wrong):
-        # The head was trained on another embedding, whatever its shape is.
-        wrong.update({name: "another embedding" for name in wanted if name.startswith("head.") and name not in wrong})
+    # A layer is loaded whole or not at all. A head was trained on one embedding, and with another one its shape says
+    # nothing.
+    for part, why in (("pool.", ("pool.",)), ("embedding.", ("embedding.",)), ("head.", ("embedding.", "head."))):
+        if any(name.startswith(why) for name in wrong):
+            wrong.update({n: "not with the rest" for n in wanted if n.startswith(part) and n not in wrong})
     loaded = [name for name in wanted if name not in wrong]
     backbone = sum(name.startswith("backbone.") for name in loaded)
     if not backbone:
@@ -162,6 +164,15 @@ def load_weights(network, weights, model, head="fit", allow_partial=False):
     return "; ".join(filter(None, account))
 
 
+def layer_size(weights, layer):
+    """Outputs of the linear layer (embedding or head) in the file, 0 where it has none."""
+    return _layer_size(weights.tensors, layer)
+
+
+def _layer_size(tensors, layer):
+    return int(np.prod(tensors[f"{layer}.bias"].shape)) if f"{layer}.bias" in tensors else 0
+
+
 def _misfit(there, here):
     """Why an array can't become the parameter `here`, or "" where it can."""
     if there is None:
@@ -179,7 +190,7 @@ def _float32(array):
 
 def _five(tensors):
     """The first five of {name: why} in words, and how many more."""
-    words = [f"{name} ({why})" if why else name for name, why in list(tensors.items())[:5]]
+    words = [f"{plain(name)} ({why})" if why else plain(name) for name, why in list(tensors.items())[:5]]
     return ", ".join(words) + (f" and {len(tensors) - 5} more" if len(tensors) > 5 else "")
 
 
@@ -194,12 +205,12 @@ def _account(part, wanted, tensors, wrong):
     if part == "pool":
         return "pool skipped" if any(name in wrong for name in here) else "pool loaded"
     unit = "classes" if part == "head" else "values"
-    sizes = [side[f"{part}.weight"].shape if f"{part}.weight" in side else (0, 0) for side in (there, here)]
+    size_there, size_here = _layer_size(tensors, part), _layer_size(wanted, part)
     if not any(name in wrong for name in here):
-        return f"{part} loaded: {sizes[1][1]} {unit}"
-    if sizes[0][-1] != sizes[1][1]:
-        return f"{part} skipped: {sizes[0][-1]} {unit} there, {sizes[1][1]} here"
-    return f"{part} skipped: {next(f'{name} ({wrong[name]})' for name in here if name in wrong)}"
+        return f"{part} loaded: {size_here} {unit}"
+    if size_there != size_here:
+        return f"{part} skipped: {size_there} {unit} there, {size_here} here"
+    return f"{part} skipped: {_five({name: wrong[name] for name in here if name in wrong})}"
 
 
 def _reason(weights, model):

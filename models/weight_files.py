@@ -80,6 +80,12 @@ def _array(data, dtype, shape):
     return np.frombuffer(data, dtype).reshape(shape)
 
 
+def plain(text):
+    """Text out of a file, fit for one line on a terminal: control characters escaped, and not endless."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def bfloat16_to_float32(bits):
     """The values of bfloat16 numbers, which NumPy lacks: the upper halves of float32. uint16 -> float32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
@@ -227,10 +233,9 @@ def read_pickle(path):
     try:
         content = _Unpickler(io.BytesIO(data), encoding="latin1").load()
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: refused: not a plain file of weights ({error})") from None
+        raise UserError(f"{path}: refused: not a plain file of weights ({plain(error)})") from None
     except Exception as error:  # a broken pickle raises nearly anything
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{path}: broken or truncated ({what})") from None
+        raise UserError(f"{path}: broken or truncated ({type(error).__name__}: {plain(error)})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
     tensors = _arrays(content)
@@ -278,12 +283,12 @@ def read_safetensors(path):
     try:
         found = safetensors.deserialize(data)
         return {
-            name: _array(bytes(tensor["data"]), _SAFETENSORS_DTYPES[tensor["dtype"]], tensor["shape"])
+            name: _array(tensor["data"], _SAFETENSORS_DTYPES[tensor["dtype"]], tensor["shape"])
             for name, tensor in found
             if tensor["dtype"] in _SAFETENSORS_DTYPES
         }
     except Exception as error:
-        raise UserError(f"{path}: broken or truncated safetensors ({error})") from None
+        raise UserError(f"{path}: broken or truncated safetensors ({plain(error)})") from None
 
 
 # ---------------------------------------------------------------- fluid: one file a variable
