@@ -1,6 +1,6 @@
 # make quickstart   sample data, training, evaluation, features, in minutes
 # make test         all tests, and the linter
-# make test-2.6     the script tests on paddlepaddle 2.6.2
+# make test-2.6     the script and weights tests on paddlepaddle 2.6.2
 # PYTHON=python3.12 chooses the interpreter (3.9 to 3.13), REQUIREMENTS=... another set of packages.
 
 PYTHON ?= python3
@@ -25,12 +25,12 @@ test: $(VENV)/installed-dev
 
 test-2.6:
 	$(MAKE) VENV=.venv-2.6 REQUIREMENTS=requirements-2.6.txt .venv-2.6/installed-dev
-	.venv-2.6/bin/python -m pytest -n 2 tests/test_scripts.py tests/test_bad_input.py
+	.venv-2.6/bin/python -m pytest -n 2 tests/test_scripts.py tests/test_bad_input.py tests/test_pretrained.py
 
 $(VENV)/installed: $(REQUIREMENTS)
 	$(PYTHON) -m venv $(VENV)
 	@$(RUN) -c 'import paddle' 2>/dev/null || echo "installing $(REQUIREMENTS): about 200 MB, a few minutes"
-	$(RUN) -c 'import paddle, cv2, PIL' 2>/dev/null || $(RUN) -m pip install --quiet -r $(REQUIREMENTS)
+	$(RUN) -c 'import paddle, cv2, PIL, safetensors' 2>/dev/null || $(RUN) -m pip install --quiet -r $(REQUIREMENTS)
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt

@@ -84,8 +84,9 @@ def load_network(args):
     """
     weights = read_weights(args.pretrained_model, args.model or DEFAULT_MODEL) if args.pretrained_model else None
     state = weights.state if weights else None
-    if weights and state is None and args.embedding_size is None:
-        args.embedding_size = layer_size(weights, "embedding")
+    if weights and state is None:  # a file without its description: its tensors say the rest
+        args.embedding_size = layer_size(weights, "embedding") if args.embedding_size is None else args.embedding_size
+        args.pooling = args.pooling or ("gem" if "pool.power" in weights.tensors else None)
     settle_arguments(args, state, fixed=("model", "pooling", "embedding_size"))
     if weights:
         known = layer_size(weights, "embedding")

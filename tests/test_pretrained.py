@@ -1,5 +1,6 @@
 """Every source of weights, from files of an independent writer; broken and malicious files; the account; the cache."""
 
+import argparse
 import contextlib
 import hashlib
 import http.server
@@ -28,7 +29,13 @@ from utility import UserError
 
 # ---------------------------------------------------------------- other people's names, and a network that reads them
 
-BLOCKS = {"ResNet50": (3, 4, 6, 3), "ResNet101": (3, 4, 23, 3), "SE_ResNeXt50_32x4d": (3, 4, 6, 3)}
+BLOCKS = {
+    "ResNet50": (3, 4, 6, 3),
+    "ResNet101": (3, 4, 23, 3),
+    "ResNet152": (3, 8, 36, 3),
+    "SE_ResNeXt50_32x4d": (3, 4, 6, 3),
+    "SE_ResNeXt101_32x4d": (3, 4, 23, 3),
+}
 NUMBERED = {stages: [(s, b) for s, n in enumerate(stages) for b in range(n)] for stages in BLOCKS.values()}
 
 # Each: (stage from 0, block from 0 or None for the stem and the head, number of the block over all stages, layer) ->
@@ -157,7 +164,6 @@ def loaded(path, model, class_dim=7, **options):
     ("model", "names", "source"),
     [
         ("ResNet50", paddleclas_resnet, "PaddleClas ResNet50"),
-        ("ResNet101", paddleclas_resnet, "PaddleClas ResNet101"),
         ("SE_ResNeXt50_32x4d", paddleclas_se_resnext, "PaddleClas SE_ResNeXt50_32x4d"),
         ("ResNet50", paddleclas_se_resnext, "PaddleClas ResNet50"),  # its older dygraph models had such names, too
         ("ResNet50", pytorch, "torchvision/timm ResNet50"),
@@ -238,18 +244,70 @@ def test_fluid_numbers_need_not_start_at_zero_and_an_embedding_may_come_before_t
     assert line.endswith("(fluid ResNet50); embedding loaded: 7 values; head loaded: 3 classes")
 
 
-def test_fluid_names_of_the_deep_networks():
-    """Only the third stage of 101 and 152 layers is long enough for numbers: res4a, res4b1 ... res4b22."""
-    names = ["res2a_branch2a_weights", "res4a_branch1_weights", "res4b1_branch2a_weights", "bn4b22_branch2c_mean"]
-    found = layouts.recognise({name: np.zeros(1) for name in [*names, "res5c_branch2b_weights", "bn_conv1_scale"]})
-    assert list(found.tensors) == [
-        "backbone.layer1.0.conv1.weight",
-        "backbone.layer3.0.downsample.0.weight",
-        "backbone.layer3.1.conv1.weight",
-        "backbone.layer3.22.bn3._mean",
-        "backbone.layer4.2.conv2.weight",
-        "backbone.bn1.weight",
-    ]
+def fluid_2018():
+    """Names by counting up; asked for in the order of creation."""
+    counts = dict.fromkeys(("conv2d", "batch_norm", "fc"), -1)
+
+    def names(stage, block, number, layer):
+        kinds = ["fc"] if isinstance(layer, str) and layer != "short" else ["conv2d", "batch_norm"]
+        for kind in kinds:
+            counts[kind] += 1
+        if kinds == ["fc"]:
+            return {"weight": f"fc_{counts['fc']}.w_0", "bias": f"fc_{counts['fc']}.b_0"}
+        at = f"batch_norm_{counts['batch_norm']}."
+        return _names(f"conv2d_{counts['conv2d']}.w_0", at, ("w_0", "b_0", "w_1", "w_2"))
+
+    return names
+
+
+def fluid_2019_resnet(deep):
+    """Only the third stage of 101 and 152 layers has numbers: res4a, res4b1, res4b2 ..."""
+
+    def names(stage, block, number, layer):
+        if layer == "head":
+            return {"weight": "fc_0.w_0", "bias": "fc_0.b_0"}
+        values = ("scale", "offset", "mean", "variance")
+        if block is None:
+            return _names("conv1_weights", "bn_conv1_", values)
+        letter = f"b{block}" if deep and stage == 2 and block else chr(ord("a") + block)
+        at = f"{stage + 2}{letter}_branch" + ("1" if layer == "short" else f"2{'abc'[layer - 1]}")
+        return _names(f"res{at}_weights", f"bn{at}_", values)
+
+    return names
+
+
+def fluid_2019_se_resnext(stage, block, number, layer):
+    if layer == "head":
+        return {"weight": "fc6_weights", "bias": "fc6_offset"}
+    at = "conv1" if block is None else f"{stage + 2}_{block + 1}_"
+    if layer in ("squeeze", "excitation"):
+        at += "sqz" if layer == "squeeze" else "exc"
+        return {"weight": f"fc{at}_weights", "bias": f"fc{at}_offset"}
+    at = at if block is None else f"conv{at}{'prj' if layer == 'short' else f'x{layer}'}"
+    return _names(f"{at}_weights", f"{at}_bn_", ("scale", "offset", "mean", "variance"))
+
+
+@pytest.mark.parametrize("model", list(BLOCKS))
+def test_every_name_of_every_layout_and_depth(model):
+    se = model.startswith("SE")
+    given = fluid_2019_se_resnext if se else fluid_2019_resnet(deep="50" not in model)
+    for names in (paddle_vision, pytorch, paddleclas_se_resnext if se else paddleclas_resnet, fluid_2018(), given):
+        tensors, wanted = {}, {}
+        for stage, block, number, layer, _ in every_layer(model):
+            prefix = "backbone." + ("" if block is None else f"layer{stage + 1}.{block}.")
+            conv, norm = (f"{prefix}conv{layer}.", f"{prefix}bn{layer}.")
+            if layer == "short":
+                conv, norm = f"{prefix}downsample.0.", f"{prefix}downsample.1."
+            linear = "head." if layer == "head" else f"{prefix}{layer}."
+            ours = {"kernel": f"{conv}weight", "scale": f"{norm}weight", "shift": f"{norm}bias"}
+            ours.update(
+                mean=f"{norm}_mean", variance=f"{norm}_variance", weight=f"{linear}weight", bias=f"{linear}bias"
+            )
+            for value, name in names(stage, block, number, layer).items():
+                tensors[name] = wanted[ours[value]] = np.zeros(1)
+        found = layouts.recognise(tensors)
+        assert not found.unused and found.tensors.keys() == wanted.keys(), names
+        assert all(found.tensors[name] is value for name, value in wanted.items()), names
 
 
 def test_paddle_vision_and_float16_and_bfloat16(tmp_path):
@@ -820,6 +878,20 @@ def test_the_scripts_take_foreign_weights_and_say_in_one_line_what_is_wrong(bird
         assert f"passed over backbone.bn1.bias ([65] there, [64] here); head {done}: 1000 classes" in result.stdout
     message = run("eval.py", *common, f"--pretrained_model={path}", "--embedding_size=16", status=2).stderr
     assert message == f"error: --embedding_size=16, but {path} has no embedding layer\n"
+
+
+def test_eval_and_infer_rebuild_pooling_embedding_and_head_of_a_file_without_description(tmp_path, capsys):
+    paddle.save(models.build_model("ResNet8", 3, "gem", 16).state_dict(), str(tmp_path / "w.pdparams"))
+    settings = dict.fromkeys((*models.SETTINGS, "class_dim"))
+    args = argparse.Namespace(**{**settings, "model": "ResNet8"}, pretrained_model=f"{tmp_path}/w", allow_partial=False)
+    _, labels = models.load_network(args)
+    assert labels is None and (args.pooling, args.embedding_size, args.class_dim) == ("gem", 16, 3)
+    assert capsys.readouterr().out.endswith("; pool loaded; embedding loaded: 16 values; head loaded: 3 classes\n")
+
+
+def test_help_says_what_cannot_be_seen_in_a_file():
+    text = " ".join(run("train.py", "--help").stdout.split())
+    assert "cannot be seen in a file: Caffe and Keras" in text and "--allow_partial" in text
 
 
 # ---------------------------------------------------------------- PyTorch itself, where it is installed
