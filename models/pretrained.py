@@ -8,10 +8,8 @@ import numpy as np
 
 from models import layouts
 from models.imagenet import imagenet_file
-from models.weight_files import bfloat16_to_float32, plain, read_fluid_directory, read_pickle, read_tensors
+from models.weight_files import bfloat16_to_float32, plain, read_fluid_directory, read_tensors
 from utility import CHECKPOINT_FILE, WEIGHTS_FILE, UserError, read_checkpoint_state
-
-__all__ = ["Weights", "load_weights", "read_pickle", "read_state", "read_weights"]
 
 # tensors: {name here: array as in the file}; state: what train.py stored beside them, or None; source: a few words on
 # who wrote what; unused: names in the file that mean nothing here; hint: a reason known for weights that don't fit.
@@ -112,7 +110,8 @@ def _typo(path):
     stems = {entry: entry for entry in names} | {entry[:-9]: entry for entry in names if entry.endswith(".pdparams")}
     close = difflib.get_close_matches(name, stems, n=1, cutoff=0.6)
     meant = f"; did you mean {os.path.join(parent, stems[close[0]])}?" if close else ""
-    return f"{parent or 'the working directory'} has no {name} and no {name}.pdparams{meant}"
+    neither = name if name.endswith((".pdparams", ".safetensors")) else f"{name} and no {name}.pdparams"
+    return f"{parent or 'the working directory'} has no {neither}{meant}"
 
 
 # ---------------------------------------------------------------- load

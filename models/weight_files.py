@@ -72,6 +72,8 @@ def _read(path):
 
 def _array(data, dtype, shape):
     """An array of `shape` over the bytes `data`, whose number must fit: ValueError."""
+    if len(shape) > 32:
+        raise ValueError(f"{len(shape)} dimensions")
     size = np.dtype(dtype).itemsize
     for length in shape:
         size *= length  # as Python's integers, which don't wrap around
