@@ -114,9 +114,9 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for numpy.ndarray while a pickle is read; `value` is the array."""
+    """Stands for numpy.ndarray while a pickle is read; `value` is the array, empty until its state follows."""
 
-    value = None
+    value = np.zeros(0, np.int8)
 
     def set_state(self, state):
         _, shape, dtype, fortran, data = state

@@ -541,6 +541,8 @@ def test_broken_pickles_allocate_nothing(tmp_path, content):
         (pickle.dumps({"a\n\x1b[2Jb": np.ones(9)}), r"names of no known network \(a\\n\\x1b\[2Jb ...\); known are"),
         (pickle.dumps({"fc.w/moment1": np.ones(9)}), "the state of an optimizer, not weights"),
         (pickle.dumps({"epoch": 3}), "holds no tensors"),
+        # an array whose content never follows
+        (b"\x80\x02}U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87Rs.", "names of no"),
     ],
 )
 def test_a_file_of_another_kind_is_named(tmp_path, content, wanted):
