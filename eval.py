@@ -8,7 +8,6 @@ images of that list. Similarity is the cosine of the embeddings.
 """
 
 import json
-import os
 import time
 
 import numpy as np
@@ -42,17 +41,19 @@ def main():
     args = parse_args()
     query = reader.read_list(args.val_list, args.data_dir)
     gallery = reader.read_list(args.gallery_list, args.data_dir) if args.gallery_list else None
+    if gallery and not np.isin(query.labels, gallery.labels).any():
+        raise UserError(f"{args.gallery_list}: has no image of any class of {args.val_list}: nothing to find")
     if args.on_bad_image == "fail":
         for samples in [query, gallery] if gallery else [query]:
             reader.check_files(samples)
     if args.output_json:
-        utility.make_directory(os.path.dirname(args.output_json) or ".")
+        utility.check_output(args.output_json)
     utility.start_paddle(args.use_gpu, args.seed)
-    network, head_labels = models.load_network(args)
+    network, head_labels, trained = models.load_network(args)
     utility.print_arguments(args)
 
     start = time.time()
-    classes = head_classes(args, query, head_labels)
+    classes = head_classes(args, query, head_labels, trained)
     features, labels, result = run_list(network, query, args, classes)
     if gallery:
         gallery_features, gallery_labels, _ = run_list(network, gallery, args, None)
@@ -67,8 +68,12 @@ def main():
             json.dump({**result, "args": vars(args)}, file, indent=1)
 
 
-def head_classes(args, samples, head_labels):
-    """Class index of each image, int64 [N], or None with a line why where the head does not know the list's classes."""
+def head_classes(args, samples, head_labels, trained):
+    """Class index of each image, int64 [N], or None with a line why where the head does not know the list's classes.
+
+    Args:
+        head_labels, trained: what models.load_network returned. A head may have classes that no image trained.
+    """
     if not args.class_dim:
         print("top-1/top-5: not applicable: this network has no softmax head")
     elif head_labels is None and not args.head_labels:
@@ -77,10 +82,10 @@ def head_classes(args, samples, head_labels):
             "says that the labels of the list are its class numbers"
         )
     else:
-        known = np.arange(args.class_dim) if head_labels is None else np.array(head_labels)
-        unknown = np.setdiff1d(samples.labels, known)
+        order = np.arange(args.class_dim) if head_labels is None else head_labels
+        unknown = np.setdiff1d(samples.labels, order if args.head_labels else trained)
         if not len(unknown):
-            return np.searchsorted(known, samples.labels)
+            return np.searchsorted(order, samples.labels)
         if args.head_labels:
             raise UserError(f"{samples.source}: --head_labels=True, but the head has no class {unknown[0]}")
         count = len(np.unique(samples.labels))

@@ -39,11 +39,11 @@ def main():
     if args.feature_file:
         if not args.feature_file.endswith(".npz"):
             raise UserError(f"--feature_file={args.feature_file}: must end in .npz")
-        utility.make_directory(os.path.dirname(args.feature_file) or ".")
+        utility.check_output(args.feature_file)
     if args.on_bad_image == "fail":
         reader.check_files(samples)
     utility.start_paddle(args.use_gpu, args.seed)
-    network, head_labels = models.load_network(args)
+    network, head_labels, _ = models.load_network(args)
     utility.print_arguments(args)
     if not args.class_dim:
         print("note: this network has no softmax head, so there are no scores; --feature_file writes the features")
@@ -62,7 +62,7 @@ def find_samples(inputs, data_dir):
     """Samples of list files, folders and images; labels only where all inputs are lists that have them."""
     parts = []
     for path in inputs:
-        is_list = os.path.isfile(path) and not path.lower().endswith(reader.IMAGE_SUFFIXES)
+        is_list = os.path.isfile(path) and not reader.is_binary(path)
         parts.append(reader.read_list(path, data_dir, need_labels=False) if is_list else reader.find_images([path]))
     if len(parts) == 1:
         return parts[0]
@@ -82,6 +82,8 @@ def run(network, samples, args, head_labels):
     def print_scores(batch, logits):
         nonlocal done
         if logits is not None:
+            if head_labels is not None:
+                logits = logits[:, : len(head_labels)]  # a wider head has outputs that stand for no label
             for index, score, best in zip(batch.index, logits.max(axis=1), logits.argmax(axis=1)):
                 label = best if head_labels is None else head_labels[best]
                 print(f"Test-{done}-score: [{score:.6f}], class [{label}], {samples.paths[index]}")

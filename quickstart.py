@@ -12,6 +12,9 @@ import subprocess
 import sys
 import time
 
+HERE = os.path.dirname(os.path.abspath(__file__))
+# How the reader of the output calls the same interpreter: in the virtual environment of the Makefile, most often.
+PYTHON = os.path.relpath(sys.executable, HERE) if sys.executable.startswith(HERE + os.sep) else sys.executable
 OUTPUT = "output_quickstart"
 MODEL = "ResNet18"
 DATA = ["--train_list=data/sample/CUB200_train.txt", "--val_list=data/sample/CUB200_val.txt"]
@@ -25,7 +28,7 @@ TRAIN = [
 
 def run(*command):
     """Prints and runs `python command...`; ends with its exit status where that is not 0."""
-    print(f"\n$ python {shlex.join(command)}", flush=True)
+    print(f"\n$ {PYTHON} {shlex.join(command)}", flush=True)
     status = subprocess.run([sys.executable, *command], check=False).returncode
     if status:
         sys.exit(status)
@@ -37,7 +40,7 @@ def read_json(name):
 
 
 def main():
-    os.chdir(os.path.dirname(os.path.abspath(__file__)))
+    os.chdir(HERE)
     start = time.time()
     best = f"{OUTPUT}/{MODEL}/best"
     run("data/make_sample.py", "--overwrite")
@@ -60,13 +63,16 @@ features    {OUTPUT}/features.npz
 log         {OUTPUT}/{MODEL}/train_log.jsonl
 
 next: your own pictures, a folder for each class, in my_images/images/:
-    python data/split.py my_images
-    python train.py --train_list=my_images/CUB200_train.txt --val_list=my_images/CUB200_val.txt --model=ResNet50 \\
-        --pretrained_model=<ImageNet weights> --lr=0.001 --train_batch_size=20
+    {PYTHON} data/split.py my_images
+    {PYTHON} train.py --train_list=my_images/CUB200_train.txt --val_list=my_images/CUB200_val.txt --model=ResNet50 \\
+        --pretrained_model=imagenet --lr=0.001 --train_batch_size=20
 or CUB-200: sh data/download_cub200.sh; the README has a page for each task.
 ------------------------------------------------------------------------"""
     )
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -49,10 +49,15 @@ def read_list(path, data_dir=None, need_labels=True):
 
     Raises: UserError naming file and line for a missing or empty list, and for a line without an integer label.
     """
+    if os.path.isdir(path):
+        raise UserError(f"{path}: a folder, not a list file: data/split.py writes lists for a folder of images")
     try:
         # utf-8-sig: editors on Windows begin files with a byte order mark.
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            rows = [(line, row.strip()) for line, row in enumerate(file.read().split("\n"), 1) if row.strip()]
+            text = file.read()
+        if text[:2] in ("\udcff\udcfe", "\udcfe\udcff"):
+            raise UserError(f"{path}: is in UTF-16, as PowerShell writes it: save it as UTF-8")
+        rows = [(line, row.strip()) for line, row in enumerate(text.split("\n"), 1) if row.strip()]
     except OSError as error:
         raise UserError(
             f"{path}: cannot read this list file: {error.strerror} (data/split.py writes one for a folder of images; "
@@ -99,6 +104,16 @@ def find_images(inputs):
         else:
             raise UserError(f"{path}: no such file or folder")
     return Samples(paths, None, None, None)
+
+
+def is_binary(path):
+    """Whether a file is no text: a picture, whatever its name, rather than a list of pictures."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(1024)
+    except OSError:
+        return False
+    return b"\0" in start or (not start and path.lower().endswith(IMAGE_SUFFIXES))
 
 
 def where(samples, index):
@@ -319,6 +334,8 @@ def check_balance(num_classes, batch_size, samples_each_class):
         raise UserError(
             f"a batch of {batch_size} is not divisible by --samples_each_class={k}; the nearest that is: {nearest}"
         )
+    if num_classes < 2:
+        raise UserError("the list has one class: a metric loss needs images of at least two")
     if batch_size == k:
         raise UserError(f"a batch of {batch_size} with --samples_each_class={k} has one class: it takes at least two")
     if num_classes < batch_size // k:
@@ -484,10 +501,10 @@ def image_shape(text):
     """The type of --image_shape: 3,height,width."""
     try:
         channels, height, width = (int(part) for part in text.split(","))
-        if channels != 3 or min(height, width) < 8:
+        if channels != 3 or not 8 <= min(height, width) <= max(height, width) <= 4096:
             raise ValueError
     except ValueError:
-        message = f"expected 3,height,width with at least 8 pixels each way, such as 3,224,224, not {text!r}"
+        message = f"expected 3,height,width with 8 to 4096 pixels each way, such as 3,224,224, not {text!r}"
         raise argparse.ArgumentTypeError(message) from None
     return [channels, height, width]
 

@@ -12,7 +12,6 @@ object a line, to train_log.jsonl in the same folder.
 
 import math
 import os
-import platform
 import random
 import time
 
@@ -27,9 +26,12 @@ from utility import UserError, boolean, number
 
 # Another value of one of these makes a continued run another run.
 SAME_RUN = ("loss_name", "train_batch_size", "samples_each_class", "optimizer", "freeze_bn", "seed", "total_images")
+# What a continued run does not take over from the run it continues.
+THIS_PROCESS = ("checkpoint", "force", "overwrite", "model_save_dir", "pretrained_model", "use_gpu", "num_workers")
 
 
 def parse_args():
+    """-> (all flags, the names of those that were typed)"""
     parser = utility.make_parser(__doc__)
     reader.add_data_arguments(parser)
     models.add_model_arguments(parser)
@@ -77,51 +79,68 @@ def parse_args():
     add("--keep", type=number(int, low=1), default=1, help="newest epochs that stay on disk, beside the best one")
     add("--log_every", type=number(int, low=1), default=10, help="steps between log lines")
     # fmt: on
-    args = parser.parse_args()
+    args, typed = utility.parse_typed(parser)
     args.train_batch_size = args.train_batch_size or args.batch_size
-    return args
+    return args, typed | ({"train_batch_size"} if "batch_size" in typed else set())
 
 
 def main():
-    args = parse_args()
-    weights = find_start(args)
+    args, typed = parse_args()
+    weights = find_start(args, typed)
     continued = weights.state if args.checkpoint else None
     train, val, classes = load_lists(args, continued)
     steps = max(1, (args.total_images or len(train.paths)) // args.train_batch_size)
+    if continued and steps != continued["steps"] and not args.force:
+        raise UserError(
+            f"{args.train_list}: gives {steps} steps an epoch, the run of {args.checkpoint} had "
+            f"{continued['steps']}: another list? --force=True continues all the same"
+        )
 
     paddle = utility.start_paddle(args.use_gpu, args.seed)
     network = build_network(args, weights)
     optimizer = build_optimizer(paddle, args, network)
     first_epoch, best = 0, None
+    run_dir = prepare_run_dir(args, continued)
     if continued:
-        saved = models.read_pickle(os.path.join(args.checkpoint, utility.OPTIMIZER_FILE))
-        utility.load_optimizer_state(network, optimizer, saved)
-        first_epoch, best = continued["epoch"] + 1, continued["best"]
+        if args.optimizer == continued["args"]["optimizer"]:
+            saved = models.read_pickle(os.path.join(args.checkpoint, utility.OPTIMIZER_FILE))
+            utility.load_optimizer_state(network, optimizer, saved)
+        else:
+            print(f"note: {args.optimizer} starts anew: it can't use the state of {continued['args']['optimizer']}")
+        first_epoch = continued["epoch"] + 1
+        best = continued["best"]
+        if best and best["epoch"] in utility.checkpoint_epochs(run_dir):
+            utility.point_at(run_dir, "best", best["epoch"])
+        else:  # in another folder, or deleted since
+            best = None
+        utility.compare_process(continued["process"])
 
-    run_dir = prepare_run_dir(args)
     log = os.path.join(run_dir, utility.LOG_FILE)
     utility.print_arguments(args)
     if args.amp != "off" and not utility.on_gpu():
         print("note: --amp works on a GPU only: training in float32")
-    versions = {"paddle": paddle.__version__, "numpy": np.__version__, "python": platform.python_version()}
-    utility.log_json(log, {"args": vars(args), "versions": versions, "device": paddle.get_device()})
+    utility.log_json(log, {"args": vars(args), "process": utility.describe_process()})
     if args.eval_at_start and not continued:
         evaluate(network, val, args, log, epoch=-1)
     for epoch in range(first_epoch, args.num_epochs):
         train_epoch(paddle, args, network, optimizer, train, epoch, steps, log)
+        state = {
+            "settings": {name: getattr(args, name) for name in (*models.SETTINGS, "class_dim")},
+            "labels": classes.tolist(),
+            "trained_labels": np.unique(classes[train.labels]).tolist(),
+            "steps": steps,
+            "best": best,
+            "args": vars(args),
+            "process": utility.describe_process(),
+        }
+        # Before the evaluation, so that nothing that happens there can cost the epoch.
+        path = utility.save_checkpoint(run_dir, epoch, network, optimizer, state)
         if args.eval_every and ((epoch + 1) % args.eval_every == 0 or epoch + 1 == args.num_epochs):
             recall = evaluate(network, val, args, log, epoch)
             if best is None or recall > best["recall@1"]:
                 best = {"recall@1": recall, "epoch": epoch}
-        state = {
-            "settings": {name: getattr(args, name) for name in (*models.SETTINGS, "class_dim")},
-            "labels": classes.tolist(),
-            "best": best,
-            "args": vars(args),
-        }
-        path = utility.save_checkpoint(run_dir, epoch, network, optimizer, state)
-        if best and best["epoch"] == epoch:
-            utility.point_at(run_dir, "best", epoch)
+                utility.write_checkpoint_state(path, epoch, {**state, "best": best})
+                utility.point_at(run_dir, "best", epoch)
         utility.remove_old_checkpoints(run_dir, args.keep)
         print(f"saved {path}" + (f", best recall@1 {best['recall@1']:.4f} in pass {best['epoch']}" if best else ""))
     print(f"done: {os.path.join(run_dir, 'best' if best else 'latest')}")
@@ -130,28 +149,57 @@ def main():
 # ---------------------------------------------------------------- before the first step
 
 
-def find_start(args):
-    """Reads --checkpoint or --pretrained_model and settles model flags and seed; -> models.Weights or None."""
+def find_start(args, typed):
+    """Reads --checkpoint or --pretrained_model and settles flags and seed; -> models.Weights or None."""
+    if args.checkpoint and args.pretrained_model:
+        raise UserError("--checkpoint continues a run with its own weights: --pretrained_model has no place beside it")
     if args.checkpoint == "latest":
-        runs = [args.model] if args.model else [m for m in models.MODELS if os.path.isdir(f"{args.model_save_dir}/{m}")]
-        if len(runs) != 1:
-            raise UserError(f"{args.model_save_dir}: --checkpoint=latest needs --model where there is not just one run")
-        args.checkpoint = os.path.join(args.model_save_dir, runs[0], "latest")
+        args.checkpoint = find_latest(args)
     if args.checkpoint:
-        state = utility.read_checkpoint_state(args.checkpoint)
-        args.seed = state["args"]["seed"] if args.seed is None else args.seed
-        args.class_dim = args.class_dim or state["settings"]["class_dim"]
-        models.settle_arguments(args, state, fixed=tuple(models.SETTINGS))
-        changed = [name for name in SAME_RUN if getattr(args, name) != state["args"][name]]
-        if changed and not args.force:
-            what = ", ".join(f"--{name}={getattr(args, name)} (was {state['args'][name]})" for name in changed)
-            raise UserError(f"{args.checkpoint}: another run: {what}; --force=True continues all the same")
+        continue_run(args, typed)
         return models.read_weights(args.checkpoint)
     model = args.model or models.DEFAULT_MODEL
     weights = models.read_weights(args.pretrained_model, model) if args.pretrained_model else None
     models.settle_arguments(args, weights.state if weights else None, () if args.allow_partial else ("model",))
     args.seed = random.SystemRandom().randrange(2**31) if args.seed is None else args.seed
     return weights
+
+
+def find_latest(args):
+    """The path that --checkpoint=latest means."""
+    names = [args.model] if args.model else models.MODELS
+    runs = [n for n in names if os.path.exists(os.path.join(args.model_save_dir, n, "latest", utility.CHECKPOINT_FILE))]
+    if not runs:
+        raise UserError(f"{args.model_save_dir}: --checkpoint=latest, but there is no checkpoint to continue")
+    if len(runs) > 1:
+        raise UserError(f"{args.model_save_dir}: --checkpoint=latest needs --model, one of {', '.join(runs)}")
+    return os.path.join(args.model_save_dir, runs[0], "latest")
+
+
+def continue_run(args, typed):
+    """Takes every flag that was not typed over from the run that wrote `args.checkpoint`.
+
+    Raises: UserError where a typed one makes it another run.
+    """
+    state = utility.read_checkpoint_state(args.checkpoint)
+    models.settle_arguments(args, state, fixed=tuple(models.SETTINGS))
+    before = state["args"]
+    for name in set(before) - typed - set(THIS_PROCESS):
+        setattr(args, name, before[name])
+    if "model_save_dir" not in typed:
+        args.model_save_dir = os.path.normpath(os.path.join(args.checkpoint, os.pardir, os.pardir))
+    changed = {n: f"--{n}={getattr(args, n)} (was {before[n]})" for n in sorted(typed & set(before) - set(THIS_PROCESS))
+               if getattr(args, n) != before[n]}  # fmt: skip
+    forbidden = [what for name, what in changed.items() if name in SAME_RUN]
+    if forbidden and not args.force:
+        raise UserError(f"{args.checkpoint}: another run: {', '.join(forbidden)}; --force=True continues all the same")
+    if changed:
+        print(f"note: the run goes on with {', '.join(changed.values())}")
+    if state["epoch"] + 1 >= args.num_epochs:
+        raise UserError(
+            f"{args.checkpoint}: has all of its {state['epoch'] + 1} epochs: a larger --num_epochs than "
+            f"{args.num_epochs} goes on"
+        )
 
 
 def load_lists(args, state):
@@ -188,18 +236,27 @@ def load_lists(args, state):
     return train._replace(labels=np.searchsorted(classes, train.labels)), val, classes
 
 
-def prepare_run_dir(args):
+def prepare_run_dir(args, continued):
     """Creates <model_save_dir>/<model>; an earlier run in it is only touched with --checkpoint or --overwrite."""
     run_dir = os.path.join(args.model_save_dir, args.model)
-    used = os.path.exists(os.path.join(run_dir, utility.LOG_FILE)) or os.path.lexists(os.path.join(run_dir, "latest"))
-    if used and not args.checkpoint and not args.overwrite:
+    epochs = utility.checkpoint_epochs(run_dir)
+    if continued and os.path.realpath(run_dir) == os.path.dirname(os.path.realpath(args.checkpoint)):
+        later = [epoch for epoch in epochs if epoch > continued["epoch"]]
+        if later and not args.overwrite:
+            raise UserError(
+                f"{args.checkpoint}: the run has later epochs ({', '.join(map(str, later))}): --checkpoint=latest goes "
+                "on from the last, --overwrite=True deletes them, another --model_save_dir keeps them"
+            )
+        utility.make_directory(run_dir)
+        utility.remove_checkpoints(run_dir, later)
+    elif epochs and not args.overwrite:
         raise UserError(
             f"{run_dir}: holds an earlier run: continue it with --checkpoint=latest, delete it with --overwrite=True, "
             "or take another --model_save_dir"
         )
-    utility.make_directory(run_dir)
-    if args.overwrite and not args.checkpoint:
-        utility.clear_run(run_dir)
+    else:
+        utility.make_directory(run_dir)
+        utility.set_run_aside(run_dir)
     return run_dir
 
 

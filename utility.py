@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import platform
 import shutil
 import sys
 import time
@@ -20,6 +21,7 @@ CHECKPOINT_FILE = "checkpoint.json"
 WEIGHTS_FILE = "model.pdparams"
 OPTIMIZER_FILE = "model.pdopt"
 LOG_FILE = "train_log.jsonl"
+SET_ASIDE = "replaced"
 
 
 class UserError(Exception):
@@ -63,6 +65,14 @@ def make_parser(description):
     return _Parser(description=description, formatter_class=Formatter, allow_abbrev=False)
 
 
+def parse_typed(parser):
+    """-> (the flags of the command line, the names of those that were typed and not left at their default)"""
+    args = parser.parse_args()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return args, set(vars(parser.parse_args()))
+
+
 def boolean(text):
     """The type of a True/False flag."""
     values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -79,7 +89,7 @@ def number(kind, low=None, above=None, high=None):
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"expected {kind.__name__}, not {text!r}") from None
-        finite = math.isfinite(value)
+        finite = kind is int or math.isfinite(value)
         if (
             not finite
             or (low is not None and value < low)
@@ -96,7 +106,14 @@ def number(kind, low=None, above=None, high=None):
 
 def comma_separated(parse):
     """The type of a flag that takes a list, such as 1,2,4,8."""
-    return lambda text: [parse(item) for item in text.split(",") if item.strip()]
+
+    def parse_list(text):
+        values = [parse(item) for item in text.split(",") if item.strip()]
+        if not values:
+            raise argparse.ArgumentTypeError("expected numbers with commas between them")
+        return values
+
+    return parse_list
 
 
 def print_arguments(args):
@@ -153,12 +170,14 @@ def start_paddle(use_gpu=False, seed=None):
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", mkl)
     # Paddle warns about the thread count that we set on purpose, and about a compiler cache that nobody needs here.
     said = io.StringIO()
-    with contextlib.redirect_stderr(said), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import paddle
-    for line in said.getvalue().splitlines():
-        if "OMP_NUM_THREADS" not in line and "ccache" not in line and "warnings.warn" not in line:
-            print(line, file=sys.stderr)
+    try:
+        with contextlib.redirect_stderr(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import paddle
+    finally:  # where the import fails, what Paddle says is the explanation
+        for line in said.getvalue().splitlines():
+            if "OMP_NUM_THREADS" not in line and "ccache" not in line and "warnings.warn" not in line:
+                print(line, file=sys.stderr)
 
     # Paddle says this once a process, about the running statistics that every user expects.
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
@@ -175,6 +194,29 @@ def start_paddle(use_gpu=False, seed=None):
     if seed is not None:
         paddle.seed(seed)
     return paddle
+
+
+def describe_process():
+    """What the last bits of a result depend on beside the flags: threads, MKL's code path, versions, device."""
+    import numpy as np
+    import paddle
+
+    return {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        "MKL_DEBUG_CPU_TYPE": os.environ.get("MKL_DEBUG_CPU_TYPE"),
+        "paddle": paddle.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": paddle.get_device(),
+    }
+
+
+def compare_process(before):
+    """Says which of `describe_process` differ from those of the run that is continued."""
+    now = describe_process()
+    changed = [f"{name} {now.get(name)} (was {value})" for name, value in before.items() if now.get(name) != value]
+    if changed:
+        print(f"note: the continued run may differ in the last digits from one in one go: {', '.join(changed)}")
 
 
 def on_gpu():
@@ -197,6 +239,13 @@ def make_directory(path):
         os.remove(probe)
     except OSError as error:
         raise UserError(f"{path}: cannot write into this directory: {error.strerror}") from None
+
+
+def check_output(path):
+    """Raises a UserError where a file could not be written to `path`; creates the folders it needs."""
+    if os.path.isdir(path):
+        raise UserError(f"{path}: a directory, not a file to write")
+    make_directory(os.path.dirname(path) or ".")
 
 
 @contextlib.contextmanager
@@ -244,8 +293,7 @@ def save_checkpoint(run_dir, epoch, network, optimizer, state):
         os.makedirs(temporary)
         paddle.save(weights, os.path.join(temporary, WEIGHTS_FILE))
         paddle.save(_named_optimizer_state(network, optimizer), os.path.join(temporary, OPTIMIZER_FILE))
-        with open(os.path.join(temporary, CHECKPOINT_FILE), "w") as file:
-            json.dump({"format": CHECKPOINT_FORMAT, "epoch": epoch, **state}, file, indent=1)
+        write_checkpoint_state(temporary, epoch, state)
         for name in os.listdir(temporary):
             with open(os.path.join(temporary, name), "rb") as file:
                 os.fsync(file.fileno())
@@ -259,34 +307,69 @@ def save_checkpoint(run_dir, epoch, network, optimizer, state):
     return final
 
 
+def write_checkpoint_state(path, epoch, state):
+    """Writes what `read_checkpoint_state` reads into the checkpoint directory `path`."""
+    with atomic_write(os.path.join(path, CHECKPOINT_FILE)) as file:
+        json.dump({"format": CHECKPOINT_FORMAT, "epoch": epoch, **state}, file, indent=1)
+
+
 def point_at(run_dir, name, epoch):
     """Makes the link `<run_dir>/<name>` (latest, best) point at the checkpoint of `epoch`, in one step."""
     link = os.path.join(run_dir, name)
     temporary = f"{link}.tmp{os.getpid()}"
     try:
         os.symlink(str(epoch), temporary)
+        if os.path.isdir(link) and not os.path.islink(link):
+            shutil.rmtree(link)  # a run that was copied without its links
         os.replace(temporary, link)
     except OSError as error:
         raise UserError(f"{link}: cannot make this a link to {epoch}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+
+
+def checkpoint_epochs(run_dir):
+    """The epochs whose checkpoints are in `run_dir`, rising."""
+    names = os.listdir(run_dir) if os.path.isdir(run_dir) else []
+    return sorted(int(n) for n in names if n.isdigit() and os.path.exists(os.path.join(run_dir, n, CHECKPOINT_FILE)))
+
+
+def remove_checkpoints(run_dir, epochs):
+    for epoch in epochs:
+        shutil.rmtree(os.path.join(run_dir, str(epoch)), ignore_errors=True)
 
 
 def remove_old_checkpoints(run_dir, keep):
-    """Deletes all but the `keep` newest epochs and those that `latest` and `best` point at."""
-    epochs = sorted((int(name) for name in os.listdir(run_dir) if name.isdigit()), reverse=True)
+    """Deletes all but the `keep` newest epochs and those that `latest` and `best` point at, and a run set aside."""
     pointed = {os.path.basename(os.path.realpath(os.path.join(run_dir, name))) for name in ("latest", "best")}
-    for epoch in epochs[keep:]:
-        if str(epoch) not in pointed:
-            shutil.rmtree(os.path.join(run_dir, str(epoch)), ignore_errors=True)
+    old = checkpoint_epochs(run_dir)[:-keep]
+    remove_checkpoints(run_dir, [epoch for epoch in old if str(epoch) not in pointed])
+    shutil.rmtree(os.path.join(run_dir, SET_ASIDE), ignore_errors=True)
 
 
-def clear_run(run_dir):
-    """Deletes the checkpoints and the log of an earlier run, and nothing else."""
-    for name in os.listdir(run_dir) if os.path.isdir(run_dir) else []:
-        path = os.path.join(run_dir, name)
-        if name in ("latest", "best", LOG_FILE):
-            os.remove(path)
-        elif name.isdigit() and os.path.exists(os.path.join(path, CHECKPOINT_FILE)):
-            shutil.rmtree(path)
+def set_run_aside(run_dir):
+    """Moves the checkpoints and the log of an earlier run, and nothing else, to `<run_dir>/replaced/`.
+
+    There they stay until the new run has a checkpoint of its own. What is there already is kept: then the run to set
+    aside is one that never came to its first checkpoint.
+    """
+    aside = os.path.join(run_dir, SET_ASIDE)
+    names = [str(epoch) for epoch in checkpoint_epochs(run_dir)] + ["latest", "best", LOG_FILE]
+    names = [name for name in names if os.path.lexists(os.path.join(run_dir, name))]
+    try:
+        if names and not os.path.isdir(aside):
+            os.makedirs(aside)
+        for name in names:
+            path, target = os.path.join(run_dir, name), os.path.join(aside, name)
+            if not os.path.lexists(target):
+                os.rename(path, target)
+            elif os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.remove(path)
+    except OSError as error:
+        raise UserError(f"{run_dir}: cannot set the earlier run aside: {error.strerror}") from None
 
 
 def read_checkpoint_state(path):

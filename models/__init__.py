@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+import numpy as np
+
 from models.pretrained import layer_size, load_weights, read_state, read_weights
 from models.weight_files import read_pickle
 from utility import UserError, boolean, number
@@ -80,7 +82,8 @@ def load_network(args):
 
     Settles the model flags in `args`. `args.class_dim` becomes the number of classes of the head, 0 without one.
 
-    Returns: (EmbeddingNet, the labels of the head's classes in their order or None where they are not known)
+    Returns: (EmbeddingNet, the labels of the head's classes in their order, the sorted labels of those that were
+        trained); the last two are int64 or None where they are not known
     """
     weights = read_weights(args.pretrained_model, args.model or DEFAULT_MODEL) if args.pretrained_model else None
     state = weights.state if weights else None
@@ -105,7 +108,8 @@ def load_network(args):
     else:
         print(f"note: no --pretrained_model: this {args.model} has random weights", file=sys.stderr)
     network.eval()
-    return network, state["labels"] if state else None
+    labels = [np.array(state[name], np.int64) if state else None for name in ("labels", "trained_labels")]
+    return network, *labels
 
 
 def add_model_arguments(parser):

@@ -8,6 +8,7 @@ from conftest import read_rows, run
 
 import losses
 import models
+import utility
 
 SMALL = ["--model=ResNet8", "--image_shape=3,32,32", "--use_gpu=False"]
 QUICK = [*SMALL, "--num_epochs=1", "--train_batch_size=8", "--samples_each_class=2", "--lr=0.01", "--seed=3"]
@@ -178,3 +179,39 @@ def test_diverging_loss_stops_with_the_step_and_the_last_good_checkpoint(birds, 
 def test_infer_without_images(trained, inputs):
     message = fails("infer.py", f"--pretrained_model={trained}/ResNet8/best", "--use_gpu=False", "--input", *inputs)
     assert "no such file or folder" in message or "no images in this folder" in message
+
+
+def test_a_checkpoint_that_cannot_be_continued(birds, trained, tmp_path):
+    latest = f"{trained}/ResNet8/latest"
+    assert "has all of its 1 epochs: a larger --num_epochs than 1" in fails("train.py", f"--checkpoint={latest}")
+    message = fails("train.py", *birds.lists, f"--model_save_dir={tmp_path}", "--checkpoint=latest")
+    assert f"{tmp_path}: --checkpoint=latest, but there is no checkpoint to continue" in message
+    message = fails("train.py", f"--checkpoint={latest}", "--pretrained_model=x", "--num_epochs=2")
+    assert "--pretrained_model has no place beside it" in message
+    rows = read_rows(birds.train_list)[:40]
+    short = [f"--train_list={write(tmp_path / 'short.txt', chr(10).join(rows))}", f"--data_dir={birds.root}"]
+    message = fails("train.py", f"--checkpoint={latest}", *short, "--num_epochs=2")
+    assert "gives 5 steps an epoch" in message and "had 6" in message
+
+
+def test_going_back_to_an_earlier_epoch(birds, tmp_path):
+    run("train.py", *birds.lists, *QUICK, "--num_epochs=3", "--total_images=8", "--keep=3",
+        f"--model_save_dir={tmp_path}")  # fmt: skip
+    flags = [f"--checkpoint={tmp_path}/ResNet8/0", "--num_epochs=4", "--use_gpu=False"]
+    message = fails("train.py", *flags)
+    assert "the run has later epochs (1, 2)" in message and "--overwrite=True deletes them" in message
+    run("train.py", *flags, "--overwrite=True")
+    for epoch in (1, 2, 3):  # those of the other branch have gone
+        assert utility.read_checkpoint_state(f"{tmp_path}/ResNet8/{epoch}")["args"]["num_epochs"] == 4
+
+
+def test_odd_lists_and_outputs(birds, trained, tmp_path):
+    best = [f"--pretrained_model={trained}/ResNet8/best", "--use_gpu=False"]
+    assert "a folder, not a list file" in fails("eval.py", *best, f"--val_list={birds.root}")
+    (tmp_path / "utf16.txt").write_bytes("a.jpg 1\n".encode("utf-16"))
+    assert "UTF-16" in fails("eval.py", *best, f"--val_list={tmp_path}/utf16.txt")
+    gallery = f"--gallery_list={birds.train_list}"
+    assert "has no image of any class of" in fails("eval.py", *best, f"--val_list={birds.val_list}", gallery)
+    assert "--recall_at" in fails("eval.py", *best, *birds.lists, "--recall_at=")
+    output = [f"--output_json={tmp_path}"]
+    assert "a directory, not a file" in fails("eval.py", *best, *birds.lists, *output)

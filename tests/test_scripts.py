@@ -226,3 +226,75 @@ def test_pictures_of_any_kind_in_one_list(trained, birds, tmp_path):
     features = np.load(tmp_path / "f.npz")["features"]
     assert features.shape == (4, 64)
     np.testing.assert_allclose(features, np.repeat(features[:1], 4, axis=0), rtol=1e-5)
+
+
+def test_a_continued_run_takes_over_every_flag_that_is_not_typed(birds, tmp_path):
+    flags = ["--lr_strategy=constant", "--margin=0.7", "--weight_decay=0.01", "--min_area=0.6", "--lr=0.02"]
+    train(birds, tmp_path / "a", *QUICK, *flags, "--num_epochs=2")
+    train(birds, tmp_path / "b", *QUICK, *flags)
+    checkpoint = f"--checkpoint={tmp_path}/b/ResNet8/latest"
+    run("train.py", checkpoint, "--num_epochs=2")
+    assert log_without_times(tmp_path / "a") == log_without_times(tmp_path / "b")
+    out = run("train.py", checkpoint, "--num_epochs=3", "--lr=0.5", "--margin=0.7").stdout
+    assert "note: the run goes on with --lr=0.5 (was 0.02), --num_epochs=3 (was 2)" in out
+    assert ", lr 0.5, " in out
+
+
+def test_a_run_continued_in_another_folder_and_with_another_optimizer(trained, birds, tmp_path):
+    folder, _ = trained
+    flags = [f"--checkpoint={folder}/ResNet8/0", f"--model_save_dir={tmp_path}", "--num_epochs=2", "--optimizer=adamw"]
+    out = run("train.py", *flags, "--force=True").stdout
+    assert "note: adamw starts anew: it can't use the state of momentum" in out
+    assert os.readlink(tmp_path / "ResNet8" / "best") == "1"  # not 0, which is in the other folder
+
+
+def test_overwriting_keeps_the_old_run_until_the_new_one_has_a_checkpoint(birds, tmp_path):
+    train(birds, tmp_path, *QUICK)
+    run_dir = tmp_path / "ResNet8"
+    weights = (run_dir / "0" / "model.pdparams").read_bytes()
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    rows = [*read_rows(birds.train_list), *(f"{tmp_path}/bad.jpg {c}" for c in range(1, 7) for _ in range(20))]
+    (tmp_path / "bad.txt").write_text("\n".join(rows))
+    bad = [f"--train_list={tmp_path}/bad.txt", f"--data_dir={birds.root}", "--overwrite=True"]
+    for _ in range(2):
+        result = train(birds, tmp_path, *QUICK, *bad, status=2)
+        assert "bad.jpg: " in result.stderr
+        assert (run_dir / "replaced" / "0" / "model.pdparams").read_bytes() == weights
+    # What is left of that try does not stand in the way of the next.
+    train(birds, tmp_path, *QUICK, "--seed=4")
+    assert sorted(os.listdir(run_dir)) == ["0", "best", "latest", "train_log.jsonl"]
+    assert (run_dir / "0" / "model.pdparams").read_bytes() != weights
+
+
+def test_an_evaluation_that_fails_does_not_cost_the_epoch(birds, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    (tmp_path / "val.txt").write_text("\n".join([*read_rows(birds.val_list), f"{tmp_path}/bad.jpg 7"]))
+    flags = [f"--val_list={tmp_path}/val.txt", f"--data_dir={birds.root}"]
+    assert "bad.jpg: " in train(birds, tmp_path, *QUICK, *flags, status=2).stderr
+    assert (tmp_path / "ResNet8" / "latest" / "model.pdparams").exists()
+
+
+def test_a_head_that_is_wider_than_the_labels(birds, tmp_path):
+    """Labels 501..506 in a head of 50: every printed class is a label. Labels 1..6 in one of 50: 7..12 are unknown."""
+    rows = [row.rsplit(" ", 1) for row in read_rows(birds.train_list)]
+    (tmp_path / "far.txt").write_text("\n".join(f"{path} {500 + int(label)}" for path, label in rows))
+    far = [f"--train_list={tmp_path}/far.txt", f"--data_dir={birds.root}", "--class_dim=50", "--eval_every=0"]
+    train(birds, tmp_path / "far", *QUICK, *far, "--total_images=8")
+    out = run("infer.py", *birds.lists, f"--pretrained_model={tmp_path}/far/ResNet8/latest", "--use_gpu=False").stdout
+    classes = {int(label) for label in re.findall(r", class \[(\d+)\]", out)}
+    assert classes and classes <= set(range(501, 507))
+
+    train(birds, tmp_path / "near", *QUICK, "--class_dim=50", "--total_images=8")
+    out = run("eval.py", *birds.lists, f"--pretrained_model={tmp_path}/near/ResNet8/latest", "--use_gpu=False").stdout
+    assert "not applicable: 6 of the list's 6 classes are not among the head's" in out
+
+
+def test_pictures_with_any_name_and_a_list_beside_them(trained, birds, tmp_path):
+    folder, _ = trained
+    with Image.open(os.path.join(birds.root, read_rows(birds.val_list)[0].rsplit(" ", 1)[0])) as image:
+        image.save(tmp_path / "picture", format="JPEG")
+        image.save(tmp_path / "a.gif")
+    inputs = [str(tmp_path / "picture"), str(tmp_path / "a.gif"), birds.val_list]
+    run("infer.py", f"--pretrained_model={folder}/ResNet8/best", "--use_gpu=False", "--input", *inputs,
+        f"--feature_file={tmp_path}/f.npz")  # fmt: skip
+    assert len(np.load(tmp_path / "f.npz")["paths"]) == 50

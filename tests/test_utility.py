@@ -393,16 +393,22 @@ def test_remove_old_checkpoints(tmp_path, keep, best, left):
     assert {"notes", "latest", utility.LOG_FILE} <= names
 
 
-def test_clear_run(tmp_path):
+def test_set_run_aside(tmp_path):
     fake_checkpoints(tmp_path, [0, 11], latest=11, best=0)
     (tmp_path / utility.LOG_FILE).write_text("")
     (tmp_path / "2024").mkdir()
     (tmp_path / "2024" / "holiday.jpg").write_text("not ours")
     (tmp_path / "model.pdparams").write_text("not ours")
-    utility.clear_run(str(tmp_path))
-    assert sorted(os.listdir(tmp_path)) == ["2024", "model.pdparams"]
+    utility.set_run_aside(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == ["2024", "model.pdparams", "replaced"]
+    assert sorted(os.listdir(tmp_path / "replaced")) == ["0", "11", "best", "latest", utility.LOG_FILE]
     assert os.listdir(tmp_path / "2024") == ["holiday.jpg"]
-    utility.clear_run(str(tmp_path / "none"))
+    # A second try whose own checkpoint never came does not push out what was set aside.
+    (tmp_path / utility.LOG_FILE).write_text("second")
+    utility.set_run_aside(str(tmp_path))
+    assert not (tmp_path / utility.LOG_FILE).exists()
+    assert (tmp_path / "replaced" / utility.LOG_FILE).read_text() == ""
+    utility.set_run_aside(str(tmp_path / "none"))
 
 
 def test_what_is_no_checkpoint(tmp_path):
