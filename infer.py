@@ -71,7 +71,11 @@ def find_samples(inputs, data_dir):
         [path for part in parts for path in part.paths],
         np.concatenate([part.labels for part in parts]) if labelled else None,
         None,
-        None,
+        [
+            f"{part.source}:{line}" if line else None
+            for part in parts
+            for line in part.lines or [None] * len(part.paths)
+        ],
     )
 
 

@@ -24,7 +24,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from utility import UserError, boolean, cpu_count, number
 
 # paths: list of str. labels: int64 [N], or None where there are none. source, lines: the list file and, for each
-# picture, its line there (None, None for pictures named on the command line).
+# picture, its line there (None, None for pictures named on the command line). Several inputs in one have no source, and
+# for each picture "<list>:<line>" or None as its line.
 Samples = collections.namedtuple("Samples", "paths labels source lines")
 # image: uint8 RGB [B, H, W, 3]; label: int64 [B] (class index or list label, as handed to read_batches) or None;
 # index: int64 [B], the pictures' positions in the list.
@@ -118,8 +119,9 @@ def is_binary(path):
 
 def where(samples, index):
     """How a message names a picture: `<list>:<line>: <path>`."""
-    path = samples.paths[index]
-    return path if samples.source is None else f"{samples.source}:{samples.lines[index]}: {path}"
+    line = samples.lines[index] if samples.lines else None
+    place = line if samples.source is None else f"{samples.source}:{line}"
+    return samples.paths[index] if place is None else f"{place}: {samples.paths[index]}"
 
 
 def check_files(samples):

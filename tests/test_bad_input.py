@@ -207,6 +207,9 @@ def test_going_back_to_an_earlier_epoch(birds, tmp_path):
 
 def test_odd_lists_and_outputs(birds, trained, tmp_path):
     best = [f"--pretrained_model={trained}/ResNet8/best", "--use_gpu=False"]
+    absent = write(tmp_path / "absent.txt", "\nabsent.jpg 3\n")
+    message = fails("infer.py", *best, "--input", f"{birds.root}/images", absent)
+    assert f"error: {absent}:2: {tmp_path}/absent.jpg: no such image" in message
     assert "a folder, not a list file" in fails("eval.py", *best, f"--val_list={birds.root}")
     (tmp_path / "utf16.txt").write_bytes("a.jpg 1\n".encode("utf-16"))
     assert "UTF-16" in fails("eval.py", *best, f"--val_list={tmp_path}/utf16.txt")
