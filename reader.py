@@ -206,7 +206,7 @@ def _stops_early(data):
 
     try:
         return preview(data) != preview(data[:-2] + bytes(range(1, 255)) + data[-2:])
-    except Exception:
+    except Exception:  # Pillow refuses what OpenCV took: the doubt that brought us here was right
         return True
 
 
