@@ -14,6 +14,7 @@ import numpy as np
 
 import metrics
 import models
+import parallel
 import reader
 import utility
 from utility import UserError, boolean, number
@@ -43,9 +44,11 @@ def main():
     gallery = reader.read_list(args.gallery_list, args.data_dir) if args.gallery_list else None
     if gallery and not np.isin(query.labels, gallery.labels).any():
         raise UserError(f"{args.gallery_list}: has no image of any class of {args.val_list}: nothing to find")
-    if args.on_bad_image == "fail":
-        for samples in [query, gallery] if gallery else [query]:
+    for samples in [query, gallery] if gallery else [query]:
+        if args.on_bad_image == "fail":
             reader.check_files(samples)
+        if parallel.is_first():
+            reader.report_repeated(samples)
     if args.output_json:
         utility.check_output(args.output_json)
     utility.start_paddle(args.use_gpu, args.seed)
@@ -57,6 +60,9 @@ def main():
     features, labels, result = run_list(network, query, args, classes)
     if gallery:
         gallery_features, gallery_labels, _ = run_list(network, gallery, args, None)
+    if not parallel.is_first():
+        return
+    if gallery:
         result.update(metrics.retrieval_metrics(features, labels, args.recall_at, gallery_features, gallery_labels))
     else:
         result.update(metrics.retrieval_metrics(features, labels, args.recall_at))
@@ -96,14 +102,15 @@ def head_classes(args, samples, head_labels, trained):
 def run_list(network, samples, args, classes):
     """Runs the network over a list; prints the head's loss and accuracy every ten batches where `classes` are given.
 
-    Returns: features float32 [N, D], labels int64 [N], {"loss", "acc1", "acc5"} or {}
+    Returns: features float32 [N, D], labels int64 [N], {"loss", "acc1", "acc5"} or {}; (None, None, {}) in all but the
+        first of several processes
     """
     losses, ranks = [], []
     start = time.time()
 
-    def measure_head(batch, logits):
+    def measure_head(index, logits):
         nonlocal start
-        wanted = classes[batch.index]
+        wanted = classes[index]
         own = logits[np.arange(len(wanted)), wanted]
         top = logits.max(axis=1)
         losses.append(top - own + np.log(np.exp(logits - top[:, None]).sum(axis=1)))
@@ -118,7 +125,9 @@ def run_list(network, samples, args, classes):
 
     bad = []
     batches = reader.read_in_order(samples, args, args.batch_size, bad)
-    features, index = utility.extract(network, samples, batches, None if classes is None else measure_head)
+    features, index = utility.extract(network, samples, batches, bad, None if classes is None else measure_head)
+    if not parallel.is_first():
+        return None, None, {}
     reader.report_bad_images(samples, bad)
     if classes is None:
         return features, samples.labels[index], {}

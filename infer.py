@@ -11,6 +11,7 @@ import os
 import numpy as np
 
 import models
+import parallel
 import reader
 import utility
 from utility import UserError, boolean, number
@@ -49,7 +50,7 @@ def main():
         print("note: this network has no softmax head, so there are no scores; --feature_file writes the features")
 
     features, index = run(network, samples, args, head_labels)
-    if args.feature_file:
+    if args.feature_file and parallel.is_first():
         arrays = {"features": features, "paths": np.array([samples.paths[i] for i in index])}
         if samples.labels is not None:
             arrays["labels"] = samples.labels[index]
@@ -83,20 +84,21 @@ def run(network, samples, args, head_labels):
     """Prints the best class of every image; -> features float32 [N, D], list indices int64 [N]."""
     done = 0
 
-    def print_scores(batch, logits):
+    def print_scores(picture_index, logits):
         nonlocal done
         if logits is not None:
             if head_labels is not None:
                 logits = logits[:, : len(head_labels)]  # a wider head has outputs that stand for no label
-            for index, score, best in zip(batch.index, logits.max(axis=1), logits.argmax(axis=1)):
+            for index, score, best in zip(picture_index, logits.max(axis=1), logits.argmax(axis=1)):
                 label = best if head_labels is None else head_labels[best]
                 print(f"Test-{done}-score: [{score:.6f}], class [{label}], {samples.paths[index]}")
                 done += 1
 
     bad = []
     batches = reader.read_in_order(samples, args, args.batch_size, bad)
-    features, index = utility.extract(network, samples, batches, print_scores)
-    reader.report_bad_images(samples, bad)
+    features, index = utility.extract(network, samples, batches, bad, print_scores)
+    if parallel.is_first():
+        reader.report_bad_images(samples, bad)
     return features, index
 
 

@@ -10,6 +10,7 @@ import collections
 import concurrent.futures
 import contextlib
 import io
+import itertools
 import math
 import os
 import re
@@ -21,6 +22,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from parallel import local_world_size, rank, world_size
 from utility import UserError, boolean, cpu_count, number
 
 # paths: list of str. labels: int64 [N], or None where there are none. source, lines: the list file and, for each
@@ -32,6 +34,7 @@ Samples = collections.namedtuple("Samples", "paths labels source lines")
 Batch = collections.namedtuple("Batch", "image label index")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+MAX_PIXELS = 200_000_000  # 600 MB decoded; the largest telephones take so many
 
 
 class BadImage(Exception):
@@ -146,22 +149,42 @@ def check_files(samples):
         raise UserError(f"{where(samples, missing[0])}: no such image{more}")
 
 
+def report_repeated(samples):
+    """Says on stderr which pictures are more than once in a list, and where with different labels.
+
+    A picture that is there twice is its own nearest neighbour, and one of two classes is wrong in one of them.
+    """
+    first, repeated, contrary = {}, [], []
+    for index, path in enumerate(samples.paths):
+        before = first.setdefault(os.path.normpath(path), index)
+        if before != index:
+            same = samples.labels is None or samples.labels[before] == samples.labels[index]
+            (repeated if same else contrary).append((before, index))
+    for found, what in ((repeated, ""), (contrary, " with another label")):
+        if found:
+            before, index = found[0]
+            more = f" ({len(found)} such lines)" if len(found) > 1 else ""
+            line = f"line {samples.lines[before]}"
+            print(f"warning: {where(samples, index)}: is on {line}{what}, too{more}", file=sys.stderr)
+
+
 # ---------------------------------------------------------------- pictures
 
 
-def decode(data):
+def decode(data, max_pixels=MAX_PIXELS):
     """The bytes of a JPEG, PNG, BMP, WebP (or what else Pillow reads) -> upright RGB, uint8 [H, W, 3].
 
     Grey, palette, CMYK and 16-bit pictures are converted. An alpha channel is dropped, as torchvision, PaddleClas and
     OpenCV do: what is transparent shows the colour stored there. Of an animation, the first picture is taken.
 
-    Raises: BadImage where the data is empty, truncated, or no picture.
+    Raises: BadImage where the data is empty, truncated, or no picture, or where its header promises more than
+        `max_pixels`: a few hundred bytes can ask for any amount of memory.
     """
     if not data:
         raise BadImage("an empty file")
     # OpenCV is the faster decoder, but takes a JPEG that ends early for a good one with a grey rest. One that ends with
     # its end marker is whole; any other goes to Pillow, which tells a truncated file from one with a trailer.
-    if data[:3] == b"\xff\xd8\xff" and data[-2:] == b"\xff\xd9":
+    if data[:3] == b"\xff\xd8\xff" and data[-2:] == b"\xff\xd9" and 0 < _jpeg_pixels(data) <= max_pixels:
         with contextlib.suppress(cv2.error):  # more pixels than OpenCV takes: Pillow finds the words for it
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
             if image is not None:
@@ -169,15 +192,19 @@ def decode(data):
                     raise BadImage("a truncated JPEG")
                 return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
     try:
-        return _decode_with_pillow(data)
+        return _decode_with_pillow(data, max_pixels)
     except UnidentifiedImageError:
         raise BadImage("not an image, or in no format that is known here") from None
+    except BadImage:
+        raise
     except Exception as error:  # a broken file makes Pillow's plugins raise nearly anything
         raise BadImage(f"not readable as an image ({' '.join(str(error).split())})") from None
 
 
-def _decode_with_pillow(data):
+def _decode_with_pillow(data, max_pixels):
     with Image.open(io.BytesIO(data)) as image:
+        if image.width * image.height > max_pixels:
+            raise BadImage(f"{image.width} x {image.height} pixels, more than --max_pixels={max_pixels}")
         image.load()
         with contextlib.suppress(Exception):  # a broken EXIF block does not make a broken picture
             ImageOps.exif_transpose(image, in_place=True)
@@ -185,6 +212,17 @@ def _decode_with_pillow(data):
             gray = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)
             return cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _jpeg_pixels(data):
+    """Pixels that a JPEG's header promises; 0 where the header is not one that is quickly read."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and at + 9 <= len(data):
+        kind = data[at + 1]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a frame header, and not a table
+            return int.from_bytes(data[at + 5 : at + 7], "big") * int.from_bytes(data[at + 7 : at + 9], "big")
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0
 
 
 def _has_gray_corner(image):
@@ -210,11 +248,11 @@ def _stops_early(data):
         return True
 
 
-def load(path):
+def load(path, max_pixels=MAX_PIXELS):
     """`decode` of a file. Raises: BadImage."""
     try:
         with open(path, "rb") as file:
-            return decode(file.read())
+            return decode(file.read(), max_pixels)
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from None
     except ValueError as error:  # a zero byte in the path
@@ -368,7 +406,46 @@ def sequential_batches(count, batch_size):
         yield np.arange(start, min(start + batch_size, count))
 
 
-def read_batches(samples, batches, transform, shape, labels=None, num_workers=None, bad_images=None, replace=None):
+def substitutes(labels, index, batch, good, start, row):
+    """Yields the pictures that may take the place of the bad one `index`, the best first.
+
+    First others of its class, those that are not in the batch before those that are; then pictures of a class that is
+    not in the batch, the same one for all of a class's bad pictures; then any.
+
+    Args:
+        labels: int64 [N], of the list.
+        batch: the batch as it was drawn; good: the pictures that are in it now.
+        start: position of the batch; row: position in it. They and the labels are all that the draw depends on.
+    """
+    rng = np.random.default_rng([start, row])
+    used = np.concatenate([batch, good])
+
+    def shuffled(pictures):
+        pictures = rng.permutation(pictures)
+        is_used = np.isin(pictures, used)
+        return np.concatenate([pictures[~is_used], pictures[is_used]])
+
+    own = np.flatnonzero(labels == labels[index])
+    yield from shuffled(own[own != index])
+    classes = np.random.default_rng([start, np.searchsorted(np.unique(labels), labels[index])])
+    for other in classes.permutation(np.setdiff1d(labels, labels[batch])):
+        yield from shuffled(np.flatnonzero(labels == other))
+    yield from shuffled(np.arange(len(labels)))
+
+
+def read_batches(
+    samples,
+    batches,
+    transform,
+    shape,
+    labels=None,
+    num_workers=None,
+    bad_images=None,
+    replace=False,
+    position=0,
+    share=None,
+    max_pixels=MAX_PIXELS,
+):
     """Reads pictures in worker threads, a few batches ahead, and yields `Batch`es in the order of `batches`.
 
     Args:
@@ -380,13 +457,18 @@ def read_batches(samples, batches, transform, shape, labels=None, num_workers=No
         labels: int64 [N] for the batches' `label`; default: those of the samples.
         num_workers: threads; None: one a CPU.
         bad_images: None: a bad picture is a UserError. A list: it is left out, and (index, reason) appended here once.
-        replace: function index -> array of indices, one of which takes the place of a bad picture: one that is not in
-            the batch where there is one. None, or none of them good: the batch gets smaller.
+        replace: True puts another picture in the place of a bad one (see `substitutes`), so that a batch is only
+            smaller where there is no good picture left. False: a batch gets smaller.
+        position: of the first picture.
+        share: function number of pictures -> slice of those of each batch that are read; default: all. Positions
+            and replacements are those of the whole batch.
+        max_pixels: a picture with more is a bad one.
 
     A worker's error is raised here. Closing the generator ends the workers.
     """
-    workers = num_workers or cpu_count()
+    workers = num_workers or max(1, cpu_count() // local_world_size())
     cv2.setNumThreads(1)  # the threads here are enough; OpenCV's own would fight with them and with the network's
+    Image.MAX_IMAGE_PIXELS = None  # max_pixels is in its place
     warnings.filterwarnings("ignore", module="PIL")  # on odd EXIF data, palettes, and sizes that are still accepted
     labels = samples.labels if labels is None else labels
     closing = threading.Event()
@@ -399,7 +481,7 @@ def read_batches(samples, batches, transform, shape, labels=None, num_workers=No
             if closing.is_set():
                 break
             try:
-                images[row] = transform(load(samples.paths[index[row]]), position + row)
+                images[row] = transform(load(samples.paths[index[row]], max_pixels), position + row)
             except BadImage as error:
                 bad[row] = str(error)
                 if bad_images is None:
@@ -412,7 +494,7 @@ def read_batches(samples, batches, transform, shape, labels=None, num_workers=No
             known_bad[index] = reason
             bad_images.append((int(index), reason))
 
-    def mend(images, index, bad, position):
+    def mend(images, index, bad, position, whole, start):
         """Puts other pictures in the place of the bad ones; -> the rows that are good then.
 
         Not in the workers: what is chosen must depend on the whole batch and not on who comes first.
@@ -422,9 +504,7 @@ def read_batches(samples, batches, transform, shape, labels=None, num_workers=No
             good[row] = False
             note(index[row], reason)
         for row in bad if replace else ():
-            others = np.random.default_rng(position + row).permutation(replace(index[row]))
-            used = np.isin(others, index[good])
-            for i in np.concatenate([others[~used], others[used]]):
+            for i in substitutes(samples.labels, index[row], whole, index[good], start, row):
                 if i not in known_bad:
                     index[row] = i
                     again = read(images, index, [row], position)
@@ -435,23 +515,25 @@ def read_batches(samples, batches, transform, shape, labels=None, num_workers=No
         return good
 
     pool = concurrent.futures.ThreadPoolExecutor(workers)
-    queue, position, batches = collections.deque(), 0, iter(batches)
+    queue, batches = collections.deque(), iter(batches)
     try:
         while True:
             # Two batches beyond the one handed out: one to take next, one being made.
             while len(queue) < 3 and (index := next(batches, None)) is not None:
-                index = np.array(index, np.int64)
+                whole = np.array(index, np.int64)
+                own = slice(0, len(whole)) if share is None else share(len(whole))
+                index = whole[own].copy()
                 images = np.empty((len(index), *shape, 3), np.uint8)
                 parts = [part.tolist() for part in np.array_split(np.arange(len(index)), workers)]
-                futures = [pool.submit(read, images, index, part, position) for part in parts if part]
-                queue.append((images, index, position, futures))
-                position += len(index)
+                futures = [pool.submit(read, images, index, part, position + own.start) for part in parts if part]
+                queue.append((images, index, position + own.start, whole, position, futures))
+                position += len(whole)
             if not queue:
                 return
-            images, index, start, futures = queue.popleft()
+            images, index, *where_it_was, futures = queue.popleft()
             bad = {row: reason for future in futures for row, reason in future.result().items()}
             if bad:
-                good = mend(images, index, bad, start)
+                good = mend(images, index, bad, *where_it_was)
                 if not good.all():
                     images, index = images[good], index[good]
             if len(index):
@@ -474,7 +556,8 @@ def training_transform(shape, seed, epoch, min_area=0.08):
 
 
 def read_in_order(samples, args, batch_size, bad_images):
-    """Batches of all pictures of `samples` in their order, under the test transform.
+    """Batches of all pictures of `samples` in their order, under the test transform; of several processes each gets
+    every so many-th.
 
     Args:
         args: what `add_data_arguments` defines.
@@ -482,12 +565,15 @@ def read_in_order(samples, args, batch_size, bad_images):
     """
     shape = args.image_shape[1:]
     transform = TEST_TRANSFORMS[args.test_transform]
+    # Whole batches, so that a picture's feature comes out of the same one whatever the number of processes.
+    batches = itertools.islice(sequential_batches(len(samples.paths), batch_size), rank(), None, world_size())
     return read_batches(
         samples,
-        sequential_batches(len(samples.paths), batch_size),
+        batches,
         lambda image, position: transform(image, shape),
         shape,
         num_workers=args.num_workers,
+        max_pixels=args.max_pixels,
         bad_images=bad_images if args.on_bad_image == "skip" else None,
     )
 
@@ -533,7 +619,11 @@ def add_data_arguments(parser):
         "--on_bad_image",
         choices=("fail", "skip"),
         default="fail",
-        help="what a missing or broken image does: end the run, or be counted and left out",
+        help="what a missing or broken image does: end the run, or be counted and left out (in training, another of "
+        "its class takes its place)",
+    )
+    group.add_argument(
+        "--max_pixels", type=number(int, low=1), default=MAX_PIXELS, help="an image with more counts as a broken one"
     )
     group.add_argument(
         "--seed", type=number(int, low=0, high=2**31 - 1), help="fixes every random draw (default: drawn and logged)"

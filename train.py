@@ -10,6 +10,7 @@ beside it (best recall@1) are what eval.py, infer.py and --checkpoint take. The 
 object a line, to train_log.jsonl in the same folder.
 """
 
+import itertools
 import math
 import os
 import random
@@ -17,9 +18,11 @@ import time
 
 import numpy as np
 
+import checkpoints
 import losses
 import metrics
 import models
+import parallel
 import reader
 import utility
 from utility import UserError, boolean, number
@@ -77,6 +80,8 @@ def parse_args():
     add("--eval_every", type=number(int, low=0), default=1, help="epochs between evaluations; 0: none, and no best")
     add("--eval_at_start", type=boolean, default=False, help="evaluate before the first step, too")
     add("--keep", type=number(int, low=1), default=1, help="newest epochs that stay on disk, beside the best one")
+    add("--save_every", type=number(int, low=0), default=0,
+        help="steps between checkpoints inside an epoch; 0: only at its end. The newest one is kept")
     add("--log_every", type=number(int, low=1), default=10, help="steps between log lines")
     # fmt: on
     args, typed = utility.parse_typed(parser)
@@ -97,53 +102,60 @@ def main():
         )
 
     paddle = utility.start_paddle(args.use_gpu, args.seed)
+    args.seed = parallel.from_first(args.seed)
+    noted = utility.note_signals()
     network = build_network(args, weights)
     optimizer = build_optimizer(paddle, args, network)
-    first_epoch, best = 0, None
-    run_dir = prepare_run_dir(args, continued)
-    if continued:
-        if args.optimizer == continued["args"]["optimizer"]:
-            saved = models.read_pickle(os.path.join(args.checkpoint, utility.OPTIMIZER_FILE))
-            utility.load_optimizer_state(network, optimizer, saved)
-        else:
-            print(f"note: {args.optimizer} starts anew: it can't use the state of {continued['args']['optimizer']}")
-        first_epoch = continued["epoch"] + 1
-        best = continued["best"]
-        if best and best["epoch"] in utility.checkpoint_epochs(run_dir):
-            utility.point_at(run_dir, "best", best["epoch"])
-        else:  # in another folder, or deleted since
-            best = None
-        utility.compare_process(continued["process"])
-
+    scaler = paddle.amp.GradScaler(enable=amp_type(args) == "float16", init_loss_scaling=2.0**14)
+    # What belongs to the run beside weights and optimizer; `step` counts those that are done in `epoch`.
+    state = {
+        "settings": {name: getattr(args, name) for name in (*models.SETTINGS, "class_dim")},
+        "labels": classes.tolist(),
+        "trained_labels": np.unique(classes[train.labels]).tolist(),
+        **{"epoch": 0, "step": 0, "steps": steps, "evaluated": False, "best": None},
+        "args": vars(args),
+        "process": utility.describe_process(),
+    }
+    run_dir = os.path.join(args.model_save_dir, args.model)
     log = os.path.join(run_dir, utility.LOG_FILE)
+    if parallel.is_first():
+        prepare_run_dir(args, run_dir, continued)
+    if continued:
+        load_progress(args, run_dir, continued, network, optimizer, scaler, state)
     utility.print_arguments(args)
     if args.amp != "off" and not utility.on_gpu():
         print("note: --amp works on a GPU only: training in float32")
+    parallel.meet()
     utility.log_json(log, {"args": vars(args), "process": utility.describe_process()})
+
+    def save():
+        """Writes the checkpoint of `state`; -> its path. Of several processes the first does so, and all wait."""
+        state["scaler"] = {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()}
+        if parallel.is_first():
+            state["log_bytes"] = checkpoints.log_size(run_dir)
+            checkpoints.save_checkpoint(run_dir, network, optimizer, state)
+            checkpoints.remove_old_checkpoints(run_dir, args.keep)
+        parallel.meet()
+        return os.path.join(run_dir, checkpoints.checkpoint_name(state))
+
     if args.eval_at_start and not continued:
-        evaluate(network, val, args, log, epoch=-1)
-    for epoch in range(first_epoch, args.num_epochs):
-        train_epoch(paddle, args, network, optimizer, train, epoch, steps, log)
-        state = {
-            "settings": {name: getattr(args, name) for name in (*models.SETTINGS, "class_dim")},
-            "labels": classes.tolist(),
-            "trained_labels": np.unique(classes[train.labels]).tolist(),
-            "steps": steps,
-            "best": best,
-            "args": vars(args),
-            "process": utility.describe_process(),
-        }
-        # Before the evaluation, so that nothing that happens there can cost the epoch.
-        path = utility.save_checkpoint(run_dir, epoch, network, optimizer, state)
-        if args.eval_every and ((epoch + 1) % args.eval_every == 0 or epoch + 1 == args.num_epochs):
-            recall = evaluate(network, val, args, log, epoch)
-            if best is None or recall > best["recall@1"]:
-                best = {"recall@1": recall, "epoch": epoch}
-                utility.write_checkpoint_state(path, epoch, {**state, "best": best})
-                utility.point_at(run_dir, "best", epoch)
-        utility.remove_old_checkpoints(run_dir, args.keep)
-        print(f"saved {path}" + (f", best recall@1 {best['recall@1']:.4f} in pass {best['epoch']}" if best else ""))
-    print(f"done: {os.path.join(run_dir, 'best' if best else 'latest')}")
+        evaluate(network, val, args, log, -1, noted)
+    for epoch in range(state["epoch"], args.num_epochs):
+        if epoch > state["epoch"]:
+            state.update(epoch=epoch, step=0, evaluated=False)
+        if state["step"] < steps:
+            train_epoch(paddle, args, network, optimizer, scaler, train, state, log, save, noted)
+            save()  # before the evaluation, so that nothing that happens there can cost the epoch
+        if not state["evaluated"] and is_due(args, epoch):
+            recall = evaluate(network, val, args, log, epoch, noted)
+            if parallel.is_first():
+                record_recall(args, run_dir, state, recall)
+        best = state["best"]
+        print(
+            f"saved {os.path.join(run_dir, str(epoch))}"
+            + (f", best recall@1 {best['recall@1']:.4f} in pass {best['epoch']}" if best else "")
+        )
+    print(f"done: {os.path.join(run_dir, 'best' if state['best'] else 'latest')}")
 
 
 # ---------------------------------------------------------------- before the first step
@@ -166,14 +178,14 @@ def find_start(args, typed):
 
 
 def find_latest(args):
-    """The path that --checkpoint=latest means."""
+    """The path that --checkpoint=latest means: of the newest whole checkpoint, whatever the link points at."""
     names = [args.model] if args.model else models.MODELS
-    runs = [n for n in names if os.path.exists(os.path.join(args.model_save_dir, n, "latest", utility.CHECKPOINT_FILE))]
+    runs = {n: found for n in names if (found := checkpoints.checkpoint_names(os.path.join(args.model_save_dir, n)))}
     if not runs:
         raise UserError(f"{args.model_save_dir}: --checkpoint=latest, but there is no checkpoint to continue")
     if len(runs) > 1:
         raise UserError(f"{args.model_save_dir}: --checkpoint=latest needs --model, one of {', '.join(runs)}")
-    return os.path.join(args.model_save_dir, runs[0], "latest")
+    return next(os.path.join(args.model_save_dir, n, found[-1]) for n, found in runs.items())
 
 
 def continue_run(args, typed):
@@ -181,7 +193,7 @@ def continue_run(args, typed):
 
     Raises: UserError where a typed one makes it another run.
     """
-    state = utility.read_checkpoint_state(args.checkpoint)
+    state = checkpoints.read_checkpoint_state(args.checkpoint)
     models.settle_arguments(args, state, fixed=tuple(models.SETTINGS))
     before = state["args"]
     for name in set(before) - typed - set(THIS_PROCESS):
@@ -195,7 +207,8 @@ def continue_run(args, typed):
         raise UserError(f"{args.checkpoint}: another run: {', '.join(forbidden)}; --force=True continues all the same")
     if changed:
         print(f"note: the run goes on with {', '.join(changed.values())}")
-    if state["epoch"] + 1 >= args.num_epochs:
+    ended = state["step"] == state["steps"] and (state["evaluated"] or not is_due(args, state["epoch"]))
+    if ended and state["epoch"] + 1 >= args.num_epochs:
         raise UserError(
             f"{args.checkpoint}: has all of its {state['epoch'] + 1} epochs: a larger --num_epochs than "
             f"{args.num_epochs} goes on"
@@ -221,6 +234,12 @@ def load_lists(args, state):
     args.class_dim = args.class_dim or len(classes)
     if args.class_dim < len(found):
         raise UserError(f"--class_dim={args.class_dim} is less than the {len(found)} classes of {args.train_list}")
+    batch = args.train_batch_size if args.loss_name != "softmax" else min(args.train_batch_size, len(train.paths))
+    if batch % parallel.world_size():
+        raise UserError(
+            f"a batch of {batch} can't be shared evenly by {parallel.world_size()} processes: take a multiple of "
+            "that as --train_batch_size, which counts the images of all"
+        )
     if args.loss_name != "softmax":
         reader.check_balance(len(found), args.train_batch_size, args.samples_each_class)
         small = int((np.unique(train.labels, return_counts=True)[1] < args.samples_each_class).sum())
@@ -229,35 +248,56 @@ def load_lists(args, state):
     elif args.train_batch_size > len(train.paths):
         print(f"note: batches of {len(train.paths)}: the list has no more images")
     val = reader.read_list(args.val_list, args.data_dir) if args.eval_every or args.eval_at_start else None
-    if args.on_bad_image == "fail":
-        reader.check_files(train)
-        if val:
-            reader.check_files(val)
+    for samples in [train, val] if val else [train]:
+        if args.on_bad_image == "fail":
+            reader.check_files(samples)
+        if parallel.is_first():
+            reader.report_repeated(samples)
     return train._replace(labels=np.searchsorted(classes, train.labels)), val, classes
 
 
-def prepare_run_dir(args, continued):
-    """Creates <model_save_dir>/<model>; an earlier run in it is only touched with --checkpoint or --overwrite."""
-    run_dir = os.path.join(args.model_save_dir, args.model)
-    epochs = utility.checkpoint_epochs(run_dir)
-    if continued and os.path.realpath(run_dir) == os.path.dirname(os.path.realpath(args.checkpoint)):
-        later = [epoch for epoch in epochs if epoch > continued["epoch"]]
-        if later and not args.overwrite:
-            raise UserError(
-                f"{args.checkpoint}: the run has later epochs ({', '.join(map(str, later))}): --checkpoint=latest goes "
-                "on from the last, --overwrite=True deletes them, another --model_save_dir keeps them"
-            )
-        utility.make_directory(run_dir)
-        utility.remove_checkpoints(run_dir, later)
-    elif epochs and not args.overwrite:
+def prepare_run_dir(args, run_dir, continued):
+    """Makes `run_dir` ready; an earlier run in it is only touched with --checkpoint or --overwrite."""
+    names = checkpoints.checkpoint_names(run_dir)
+    same = continued and os.path.realpath(run_dir) == os.path.dirname(os.path.realpath(args.checkpoint))
+    later = checkpoints.later_checkpoints(run_dir, checkpoints.checkpoint_name(continued)) if same else []
+    if later and not args.overwrite:
+        raise UserError(
+            f"{args.checkpoint}: the run has later checkpoints ({', '.join(later)}): --checkpoint=latest goes on from "
+            "the last, --overwrite=True deletes them, another --model_save_dir keeps them"
+        )
+    if names and not same and not args.overwrite:
         raise UserError(
             f"{run_dir}: holds an earlier run: continue it with --checkpoint=latest, delete it with --overwrite=True, "
             "or take another --model_save_dir"
         )
+    utility.make_directory(run_dir)
+    checkpoints.lock(run_dir)
+    checkpoints.remove_leftovers(run_dir)
+    if same:
+        checkpoints.point_at(run_dir, "latest", checkpoints.checkpoint_name(continued))
+        checkpoints.remove_checkpoints(run_dir, later)
+        checkpoints.cut_log(run_dir, continued.get("log_bytes"))
     else:
-        utility.make_directory(run_dir)
-        utility.set_run_aside(run_dir)
-    return run_dir
+        checkpoints.set_run_aside(run_dir)
+
+
+def load_progress(args, run_dir, continued, network, optimizer, scaler, state):
+    """Puts what the checkpoint says of optimizer, loss scaling and progress into `optimizer`, `scaler` and `state`."""
+    if args.optimizer == continued["args"]["optimizer"]:
+        saved = models.read_pickle(os.path.join(args.checkpoint, checkpoints.OPTIMIZER_FILE))
+        checkpoints.load_optimizer_state(network, optimizer, saved)
+    else:
+        print(f"note: {args.optimizer} starts anew: it can't use the state of {continued['args']['optimizer']}")
+    if continued.get("scaler"):
+        scaler.load_state_dict({**continued["scaler"], "scale": np.array(continued["scaler"]["scale"], np.float32)})
+    state.update(epoch=continued["epoch"], step=continued["step"], evaluated=continued["evaluated"])
+    best = continued["best"]
+    if best and str(best["epoch"]) in checkpoints.checkpoint_names(run_dir):  # not in another folder, or deleted since
+        state["best"] = best
+        if parallel.is_first():
+            checkpoints.point_at(run_dir, "best", str(best["epoch"]))
+    utility.compare_process(continued["process"])
 
 
 def build_network(args, weights):
@@ -303,110 +343,201 @@ def learning_rate(args, epoch):
     return args.lr
 
 
-def training_batches(args, train, epoch, steps, bad_images):
-    """The epoch's batches of augmented pictures, read ahead in threads."""
-    shape = args.image_shape[1:]
+def amp_type(args):
+    """float16 or bfloat16 where there is mixed precision, else None."""
+    return args.amp if args.amp != "off" and utility.on_gpu() else None
+
+
+def training_batches(args, train, state, bad_images):
+    """The rest of the epoch's batches of augmented pictures, of each this process's share, read ahead in threads."""
+    epoch, shape = state["epoch"], args.image_shape[1:]
+    batch = args.train_batch_size
     if args.loss_name == "softmax":
-        order = reader.shuffled_batches(len(train.paths), args.train_batch_size, args.seed, epoch, steps)
+        batch = min(batch, len(train.paths))
+        order = reader.shuffled_batches(len(train.paths), batch, args.seed, epoch, state["steps"])
     else:
         order = reader.class_balanced_batches(
-            train.labels, args.train_batch_size, args.samples_each_class, args.seed, epoch, steps
+            train.labels, batch, args.samples_each_class, args.seed, epoch, state["steps"]
         )
     return reader.read_batches(
         train,
-        order,
+        itertools.islice(order, state["step"], None),
         reader.training_transform(shape, args.seed, epoch, args.min_area),
         shape,
         num_workers=args.num_workers,
         bad_images=None if args.on_bad_image == "fail" else bad_images,
-        # Another picture of the class keeps the batch balanced.
-        replace=lambda index: np.setdiff1d(np.flatnonzero(train.labels == train.labels[index]), index),
+        replace=True,
+        position=state["step"] * batch,
+        share=parallel.share,
+        max_pixels=args.max_pixels,
     )
 
 
-def train_epoch(paddle, args, network, optimizer, train, epoch, steps, log):
-    """One pass of `steps` batches; prints and logs every `log_every` steps."""
+def train_epoch(paddle, args, network, optimizer, scaler, train, state, log, save, noted):
+    """The rest of an epoch; prints and logs every --log_every steps, saves every --save_every.
+
+    Args:
+        state: says where the epoch is, and is kept up to date.
+        save: function that writes the checkpoint of `state` and returns its path.
+        noted: from utility.note_signals.
+
+    Raises: Stopped after a signal, when the step is done and saved.
+    """
     from losses.softmax import SoftmaxLoss
 
     metric_loss = losses.build_loss(args.loss_name, args.margin, args.triplet_mining)
     classification_loss = SoftmaxLoss(args.label_smoothing)
-    amp = args.amp != "off" and utility.on_gpu()
-    # A new one each epoch, so that a continued run needs nothing of the old one.
-    scaler = paddle.amp.GradScaler(enable=amp and args.amp == "float16", init_loss_scaling=2.0**14)
-    top = [min(k, args.class_dim) for k in (1, 5)]
+    amp = amp_type(args)
+    parameters = [p for p in network.parameters() if not p.stop_gradient]
     network.train()
     if args.freeze_bn:
         network.freeze_batch_norm()
+    # Each process normalises by its own pictures; their running statistics are kept alike.
+    statistics = [] if args.freeze_bn else network.batch_norm_statistics()
 
+    epoch, steps = state["epoch"], state["steps"]
     bad_images = []
     finite = paddle.to_tensor(True)
-    steps_since, images, waited, last_log = 0, 0, 0.0, time.time()
-    batches = training_batches(args, train, epoch, steps, bad_images)
-    for step in range(steps):
+    window = {"start": time.time(), "steps": 0, "images": 0, "waited": 0.0}  # since the last log line
+    batches = training_batches(args, train, state, bad_images)
+    for step in range(state["step"], steps):
         start = time.time()
         batch = next(batches, None)
         if batch is None:
             raise UserError(f"not one image of a whole batch could be read: {bad_images[-1][1]}")
-        waited += time.time() - start
-        # The draws of mining and dropout depend on the step alone, so that a continued run repeats them.
-        paddle.seed((args.seed + epoch * steps + step) % 2**31)
+        window["waited"] += time.time() - start
         lr = learning_rate(args, epoch + (step + 1) / steps if epoch < args.warmup_epochs else epoch + step / steps)
         optimizer.set_lr(lr)
 
-        image, label = paddle.to_tensor(batch.image), paddle.to_tensor(batch.label)
-        with paddle.amp.auto_cast(enable=amp, dtype=args.amp if amp else "float16"):
+        image, label = paddle.to_tensor(batch.image), parallel.gather(paddle.to_tensor(batch.label))
+        # All draws depend on the step alone, so that a continued run repeats them: those of dropout in each process ...
+        seed = args.seed + epoch * steps + step
+        paddle.seed((seed + 1_000_003 * (1 + parallel.rank())) % 2**31)
+        with paddle.amp.auto_cast(enable=amp is not None, dtype=amp or "float16"):
             embedding, logits = network(image)
+        # ... and those of mining in all alike, for from here on each has the whole batch.
+        embedding, logits = parallel.gather(embedding), parallel.gather(logits)
+        paddle.seed(seed % 2**31)
         loss_cls = classification_loss(logits, label)
         loss_metric = paddle.zeros([]) if metric_loss is None else metric_loss(embedding, label)
         loss = loss_cls if metric_loss is None else loss_metric + args.alpha * loss_cls
-
-        # On the CPU a bad loss is seen before it reaches the weights; on a GPU reading it here would stall every step.
-        finite = paddle.logical_and(finite, paddle.isfinite(loss).all())
-        log_now = step % args.log_every == 0 or step + 1 == steps
-        if (log_now or not utility.on_gpu()) and not finite.item():
-            raise_diverged(args, epoch, step)
         scaler.scale(loss).backward()
+        parallel.sum_gradients(parameters)
+        parallel.average(statistics)
+
+        # On the CPU what is not finite is seen before it reaches the weights; on a GPU reading it would stall every
+        # step, so it is looked at with the log and before a checkpoint. Scaled gradients may overflow: the scaler sees.
+        finite = paddle.logical_and(finite, all_finite(loss, [] if scaler.is_enable() else parameters))
+        last = step + 1 == steps
+        log_now = last or step % args.log_every == 0
+        save_now = not last and args.save_every > 0 and (step + 1) % args.save_every == 0
+        look = log_now or save_now or not utility.on_gpu()
+        if look and not finite.item():
+            raise_diverged(args, epoch, step)
         scaler.step(optimizer)
         scaler.update()
         optimizer.clear_grad()
+        state["step"] = step + 1
 
-        images += len(batch.index)
-        steps_since += 1
+        window["images"] += len(label)
+        window["steps"] += 1
         if log_now:
-            acc1, acc5 = (paddle.metric.accuracy(logits.astype("float32"), label.unsqueeze(1), k=k).item() for k in top)
-            record = {
-                "epoch": epoch, "step": step, "lr": lr, "loss_metric": loss_metric.item(), "loss_cls": loss_cls.item(),
-                "acc1": acc1, "acc5": acc5,
-            }  # fmt: skip
-            seconds = time.time() - last_log
-            left = ((args.num_epochs - epoch) * steps - step - 1) * seconds / steps_since
-            record.update(sec=seconds / steps_since, img_per_sec=images / seconds, data_wait=waited / seconds)
-            utility.log_json(log, record)
-            print(
-                f"Pass {epoch}, trainbatch {step}, lr {lr:.6g}, loss_metric {record['loss_metric']:.4f}, "
-                f"loss_cls {record['loss_cls']:.4f}, acc1 {acc1:.4f}, acc5 {acc5:.4f}, time {record['sec']:.2f} sec, "
-                f"{record['img_per_sec']:.1f} img/s, data wait {record['data_wait']:.1%}, "
-                f"left {utility.duration(left)}",
-                flush=True,
-            )
-            steps_since, images, waited, last_log = 0, 0, 0.0, time.time()
-    reader.report_bad_images(train, bad_images)
+            log_step(paddle, args, state, log, window, lr, loss_metric, loss_cls, logits, label)
+            window = {"start": time.time(), "steps": 0, "images": 0, "waited": 0.0}
+        # Several processes stop at the same step; on GPUs they ask each other at log lines only.
+        signal = parallel.largest(noted["signal"]) if look or parallel.world_size() == 1 else 0
+        if not last and (save_now or signal):
+            if not finite.item():
+                raise_diverged(args, epoch, step)
+            path = save()
+            if signal:
+                raise utility.Stopped(signal, stop_message(path))
+    bad_images = sorted(picture for part in parallel.gather_objects(bad_images) for picture in part)
+    if parallel.is_first():
+        reader.report_bad_images(train, bad_images)
 
 
-def raise_diverged(args, epoch, step):
-    latest = os.path.join(args.model_save_dir, args.model, "latest")
-    good = os.path.realpath(latest) if os.path.lexists(latest) else "none yet"
-    raise UserError(
-        f"the loss became NaN or infinite in pass {epoch}, trainbatch {step}; last good checkpoint: {good}; try a "
-        f"smaller --lr than {args.lr:g}, --warmup_epochs=1" + (", --amp=bfloat16" if args.amp == "float16" else "")
+def all_finite(loss, parameters):
+    """Whether the loss and the gradients of `parameters` are free of NaN and infinity: bool scalar, not read here."""
+    import paddle
+
+    # A sum is finite where all it adds up is, and costs one small number a tensor.
+    sums = [p.grad.sum() for p in parameters if p.grad is not None]
+    return paddle.isfinite(paddle.stack([loss, *sums])).all()
+
+
+def log_step(paddle, args, state, log, window, lr, loss_metric, loss_cls, logits, label):
+    """Prints and logs the step that is done, with the speed since the last such line (`window`)."""
+    acc1, acc5 = (
+        paddle.metric.accuracy(logits.astype("float32"), label.unsqueeze(1), k=min(k, args.class_dim)).item()
+        for k in (1, 5)
+    )
+    epoch, step, steps = state["epoch"], state["step"] - 1, state["steps"]
+    record = {
+        "epoch": epoch, "step": step, "lr": lr, "loss_metric": loss_metric.item(), "loss_cls": loss_cls.item(),
+        "acc1": acc1, "acc5": acc5,
+    }  # fmt: skip
+    seconds = time.time() - window["start"]
+    left = ((args.num_epochs - epoch) * steps - step - 1) * seconds / window["steps"]
+    record.update(
+        sec=seconds / window["steps"],
+        img_per_sec=window["images"] / seconds,
+        data_wait=window["waited"] / seconds,
+    )
+    utility.log_json(log, record)
+    print(
+        f"Pass {epoch}, trainbatch {step}, lr {lr:.6g}, loss_metric {record['loss_metric']:.4f}, "
+        f"loss_cls {record['loss_cls']:.4f}, acc1 {acc1:.4f}, acc5 {acc5:.4f}, time {record['sec']:.2f} sec, "
+        f"{record['img_per_sec']:.1f} img/s, data wait {record['data_wait']:.1%}, left {utility.duration(left)}",
+        flush=True,
     )
 
 
-def evaluate(network, val, args, log, epoch):
-    """Prints and logs recall@1,2,4,8 on the validation list; -> recall@1."""
+def raise_diverged(args, epoch, step):
+    raise UserError(
+        f"the loss or a gradient became NaN or infinite in pass {epoch}, trainbatch {step}; last good checkpoint: "
+        f"{last_checkpoint(args) or 'none yet'}; try a smaller --lr than {args.lr:g}, --warmup_epochs=1"
+        + (", --amp=bfloat16" if args.amp == "float16" else "")
+    )
+
+
+def stop_message(path):
+    return f"stopped: saved {path}; --checkpoint=latest goes on from there" if path else "stopped: nothing to save yet"
+
+
+def last_checkpoint(args):
+    """The path of the newest checkpoint, or None."""
+    run_dir = os.path.join(args.model_save_dir, args.model)
+    names = checkpoints.checkpoint_names(run_dir)
+    return os.path.join(run_dir, names[-1]) if names else None
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def is_due(args, epoch):
+    """Whether recall is measured after `epoch`."""
+    return args.eval_every > 0 and ((epoch + 1) % args.eval_every == 0 or epoch + 1 == args.num_epochs)
+
+
+def evaluate(network, val, args, log, epoch, noted):
+    """Prints and logs recall@1,2,4,8 on the validation list; -> recall@1, or None in all but the first process.
+
+    Raises: Stopped after a signal.
+    """
     start, bad = time.time(), []
     batches = reader.read_in_order(val, args, args.test_batch_size, bad)
-    features, index = utility.extract(network, val, batches)
+    features, index = utility.extract(network, val, batches, bad, noted=noted)
+    if noted["signal"]:
+        saved = last_checkpoint(args)
+        raise utility.Stopped(
+            noted["signal"],
+            f"stopped: {saved} is saved; --checkpoint=latest goes on from there"
+            if saved
+            else "stopped: nothing to save",
+        )
+    if not parallel.is_first():
+        return None
     reader.report_bad_images(val, bad)
     result = metrics.retrieval_metrics(features, val.labels[index], recall_at=(1, 2, 4, 8), full=False)
     seconds = time.time() - start
@@ -416,6 +547,16 @@ def evaluate(network, val, args, log, epoch):
         f"Pass {epoch}, {recalls}, {len(index)} images of {len(np.unique(val.labels))} classes, time {seconds:.2f} sec"
     )
     return result["recall@1"]
+
+
+def record_recall(args, run_dir, state, recall):
+    """Adds the evaluation of an epoch to its checkpoint, and points `best` at the best."""
+    if state["best"] is None or recall > state["best"]["recall@1"]:
+        state["best"] = {"recall@1": recall, "epoch": state["epoch"]}
+    state.update(evaluated=True, log_bytes=checkpoints.log_size(run_dir))
+    checkpoints.write_checkpoint_state(os.path.join(run_dir, str(state["epoch"])), state)
+    checkpoints.point_at(run_dir, "best", str(state["best"]["epoch"]))
+    checkpoints.remove_old_checkpoints(run_dir, args.keep)
 
 
 if __name__ == "__main__":

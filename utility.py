@@ -6,26 +6,33 @@ Importing this file does not import paddle: `start_paddle` must be able to set t
 import argparse
 import contextlib
 import ctypes
+import errno
 import io
 import json
 import math
 import os
 import platform
-import shutil
+import random
+import signal
 import sys
 import time
 import warnings
 
-CHECKPOINT_FORMAT = 1
-CHECKPOINT_FILE = "checkpoint.json"
-WEIGHTS_FILE = "model.pdparams"
-OPTIMIZER_FILE = "model.pdopt"
+import parallel
+
 LOG_FILE = "train_log.jsonl"
-SET_ASIDE = "replaced"
 
 
 class UserError(Exception):
     """A mistake that the user can mend; its message is one line that says how. Scripts exit with status 2."""
+
+
+class Stopped(Exception):
+    """SIGTERM or Ctrl-C has ended a run in good order; `status` is the process's exit status, 143 or 130."""
+
+    def __init__(self, number, message):
+        super().__init__(message)
+        self.status = 128 + number
 
 
 def run_script(main):
@@ -34,9 +41,19 @@ def run_script(main):
     try:
         main()
         sys.stdout.flush()
+        parallel.end()
     except UserError as error:
+        parallel.fail(str(error))
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as error:
+        parallel.end()
+        print(error, file=sys.stderr)
+        sys.exit(error.status)
+    except RuntimeError:
+        # A collective fails where another process has died, which explains it better than a traceback.
+        parallel.wait_to_be_ended()
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -44,6 +61,35 @@ def run_script(main):
         # The reader of our output (head, less) has gone: not a failure, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        # The disk under the output: not a bug of ours, and no message of ours has reached it.
+        print(f"error: {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+
+
+def note_signals():
+    """From now on SIGTERM and Ctrl-C end nothing, but are noted in the dict that is returned, under "signal".
+
+    The first one, that is; a second one ends the process at once. To be called after paddle's import, which sets
+    handlers of its own.
+    """
+    noted = {"signal": 0, "time": 0.0}
+
+    def note(number, frame):
+        # The launcher of several processes sends SIGTERM three times in a second, and after a Ctrl-C of the terminal.
+        if parallel.world_size() > 1 and noted["signal"] and time.time() - noted["time"] < 2:
+            return
+        if noted["signal"]:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        noted.update(signal=number, time=time.time())
+        print(f"{signal.Signals(number).name}: stopping after this step; once more stops at once", file=sys.stderr)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
+    return noted
 
 
 # ---------------------------------------------------------------- flags
@@ -160,11 +206,11 @@ def _keep_freed_memory():
 def start_paddle(use_gpu=False, seed=None):
     """Sets up the process, imports paddle for the first time, and selects the device.
 
-    Returns the paddle module. Everything here that Paddle reads only when it is imported is left alone where
+    Returns the paddle module. Where several processes were launched, they join here, and draw the same random numbers
+    whether there is a seed or not. Everything here that Paddle reads only when it is imported is left alone where
     the user has set it. Asking for a GPU that is not there is said once, and the CPU is used.
     """
-    local_processes = int(os.environ.get("PADDLE_LOCAL_SIZE") or 1)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // local_processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // parallel.local_world_size())))
     mkl = _mkl_cpu_type()
     if mkl:
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", mkl)
@@ -191,8 +237,8 @@ def start_paddle(use_gpu=False, seed=None):
     paddle.set_device("gpu" if gpu else "cpu")
     if not gpu:
         _keep_freed_memory()
-    if seed is not None:
-        paddle.seed(seed)
+    parallel.start(gpu)
+    paddle.seed(parallel.from_first(random.SystemRandom().randrange(2**31) if seed is None else seed))
     return paddle
 
 
@@ -208,6 +254,7 @@ def describe_process():
         "numpy": np.__version__,
         "python": platform.python_version(),
         "device": paddle.get_device(),
+        "processes": parallel.world_size(),
     }
 
 
@@ -258,6 +305,7 @@ def atomic_write(path, mode="w"):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_directory(os.path.dirname(path))
     except OSError as error:
         raise UserError(f"{path}: cannot write: {error.strerror or error}") from None
     finally:
@@ -265,163 +313,27 @@ def atomic_write(path, mode="w"):
             os.remove(temporary)
 
 
-# ---------------------------------------------------------------- checkpoints
-
-
-def save_checkpoint(run_dir, epoch, network, optimizer, state):
-    """Writes `<run_dir>/<epoch>/` beside its final name, renames it, then points `latest` at it.
-
-    Args:
-        network: its `state_dict` goes to model.pdparams.
-        optimizer: its state goes to model.pdopt, under the parameters' structured names (Paddle's generated
-            names depend on everything the process built before).
-        state: what else belongs to the run, as plain JSON values.
-
-    Returns: the checkpoint's path.
-    Raises: UserError where it can't be written, or where a weight is NaN or infinite.
-    """
-    import numpy as np
-    import paddle
-
-    final = os.path.join(run_dir, str(epoch))
-    temporary = f"{final}.tmp{os.getpid()}"
-    weights = {name: value.numpy() for name, value in network.state_dict().items()}
-    broken = [name for name, value in weights.items() if not np.isfinite(value).all()]
-    if broken:
-        raise UserError(f"{final}: not written: {len(broken)} tensors became NaN or infinite, {broken[0]} among them")
-    try:
-        os.makedirs(temporary)
-        paddle.save(weights, os.path.join(temporary, WEIGHTS_FILE))
-        paddle.save(_named_optimizer_state(network, optimizer), os.path.join(temporary, OPTIMIZER_FILE))
-        write_checkpoint_state(temporary, epoch, state)
-        for name in os.listdir(temporary):
-            with open(os.path.join(temporary, name), "rb") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
-    except OSError as error:
-        raise UserError(f"{final}: cannot write the checkpoint: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    point_at(run_dir, "latest", epoch)
-    return final
-
-
-def write_checkpoint_state(path, epoch, state):
-    """Writes what `read_checkpoint_state` reads into the checkpoint directory `path`."""
-    with atomic_write(os.path.join(path, CHECKPOINT_FILE)) as file:
-        json.dump({"format": CHECKPOINT_FORMAT, "epoch": epoch, **state}, file, indent=1)
-
-
-def point_at(run_dir, name, epoch):
-    """Makes the link `<run_dir>/<name>` (latest, best) point at the checkpoint of `epoch`, in one step."""
-    link = os.path.join(run_dir, name)
-    temporary = f"{link}.tmp{os.getpid()}"
-    try:
-        os.symlink(str(epoch), temporary)
-        if os.path.isdir(link) and not os.path.islink(link):
-            shutil.rmtree(link)  # a run that was copied without its links
-        os.replace(temporary, link)
-    except OSError as error:
-        raise UserError(f"{link}: cannot make this a link to {epoch}: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-
-
-def checkpoint_epochs(run_dir):
-    """The epochs whose checkpoints are in `run_dir`, rising."""
-    names = os.listdir(run_dir) if os.path.isdir(run_dir) else []
-    return sorted(int(n) for n in names if n.isdigit() and os.path.exists(os.path.join(run_dir, n, CHECKPOINT_FILE)))
-
-
-def remove_checkpoints(run_dir, epochs):
-    for epoch in epochs:
-        shutil.rmtree(os.path.join(run_dir, str(epoch)), ignore_errors=True)
-
-
-def remove_old_checkpoints(run_dir, keep):
-    """Deletes all but the `keep` newest epochs and those that `latest` and `best` point at, and a run set aside."""
-    pointed = {os.path.basename(os.path.realpath(os.path.join(run_dir, name))) for name in ("latest", "best")}
-    old = checkpoint_epochs(run_dir)[:-keep]
-    remove_checkpoints(run_dir, [epoch for epoch in old if str(epoch) not in pointed])
-    shutil.rmtree(os.path.join(run_dir, SET_ASIDE), ignore_errors=True)
-
-
-def set_run_aside(run_dir):
-    """Moves the checkpoints and the log of an earlier run, and nothing else, to `<run_dir>/replaced/`.
-
-    There they stay until the new run has a checkpoint of its own. What is there already is kept: then the run to set
-    aside is one that never came to its first checkpoint.
-    """
-    aside = os.path.join(run_dir, SET_ASIDE)
-    names = [str(epoch) for epoch in checkpoint_epochs(run_dir)] + ["latest", "best", LOG_FILE]
-    names = [name for name in names if os.path.lexists(os.path.join(run_dir, name))]
-    try:
-        if names and not os.path.isdir(aside):
-            os.makedirs(aside)
-        for name in names:
-            path, target = os.path.join(run_dir, name), os.path.join(aside, name)
-            if not os.path.lexists(target):
-                os.rename(path, target)
-            elif os.path.isdir(path) and not os.path.islink(path):
-                shutil.rmtree(path)
-            else:
-                os.remove(path)
-    except OSError as error:
-        raise UserError(f"{run_dir}: cannot set the earlier run aside: {error.strerror}") from None
-
-
-def read_checkpoint_state(path):
-    """The dict that `save_checkpoint` was given as `state`, of the checkpoint directory `path`."""
-    file_name = os.path.join(path, CHECKPOINT_FILE)
-    try:
-        with open(file_name) as file:
-            state = json.load(file)
-    except OSError as error:
-        raise UserError(f"{path}: not a checkpoint directory of train.py ({error.strerror}: {file_name})") from None
-    except ValueError as error:
-        raise UserError(f"{file_name}: not readable as a checkpoint's description: {error}") from None
-    if state.get("format") != CHECKPOINT_FORMAT:
-        raise UserError(f"{file_name}: checkpoint format {state.get('format')}, this version reads {CHECKPOINT_FORMAT}")
-    return state
-
-
-def _named_optimizer_state(network, optimizer):
-    """{"<structured parameter name>/<accumulator>": array} of an optimizer."""
-    # The longest generated name first, so that no name is mistaken for the beginning of another.
-    names = sorted(((p.name, n) for n, p in network.named_parameters()), key=lambda pair: -len(pair[0]))
-    named = {}
-    for key, value in optimizer.state_dict().items():
-        if key == "master_weights":
-            continue  # rebuilt from the weights, which are kept in float32
-        owner = next((pair for pair in names if key.startswith(pair[0] + "_")), None)
-        if owner:
-            named[f"{owner[1]}/{key[len(owner[0]) + 1 :]}"] = value.numpy()
-    return named
-
-
-def load_optimizer_state(network, optimizer, named):
-    """Puts back what `_named_optimizer_state` wrote."""
-    import paddle
-
-    generated = {n: p.name for n, p in network.named_parameters()}
-    state = {}
-    for key, value in named.items():
-        name, accumulator = key.rsplit("/", 1)
-        if name not in generated:
-            raise UserError(f"the optimizer's state has {name!r}, which this network lacks")
-        state[f"{generated[name]}_{accumulator}"] = paddle.to_tensor(value)
-    optimizer.set_state_dict(state)
+def sync_directory(path):
+    """Has the names in a directory reach the disk, so that a renamed file is still there after a power failure."""
+    with contextlib.suppress(OSError):  # not every system can
+        descriptor = os.open(path or ".", os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 # ---------------------------------------------------------------- progress
 
 
 def log_json(path, record):
-    """Appends one JSON object to the log `path`."""
-    with open(path, "a") as file:
-        file.write(json.dumps(record) + "\n")
+    """Appends one JSON object to the log `path`; of several processes only the first does."""
+    if parallel.is_first():
+        try:
+            with open(path, "a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise UserError(f"{path}: cannot write: {error.strerror}") from None
 
 
 def duration(seconds):
@@ -433,7 +345,7 @@ def duration(seconds):
 def progress(items, total, what):
     """Yields `items`; where stderr is a terminal, shows there how many of `total` are done and the time left.
 
-    `len(items[i])` images are counted for each item (a reader.Batch).
+    An item is a tuple that begins with the indices of its images.
     """
     if not sys.stderr.isatty():
         yield from items
@@ -441,7 +353,7 @@ def progress(items, total, what):
     start, done = time.time(), 0
     for item in items:
         yield item
-        done += len(item.index)
+        done += len(item[0])
         left = (time.time() - start) / done * (total - done)
         filled = 30 * done // max(total, 1)
         bar = "#" * filled + "." * (30 - filled)
@@ -458,28 +370,43 @@ def clear_progress():
 # ---------------------------------------------------------------- running a network
 
 
-def extract(network, samples, batches, on_batch=None):
+def extract(network, samples, batches, bad, on_batch=None, noted=None):
     """Runs the network in evaluation mode over `batches` of `samples` (see reader.read_in_order).
 
-    Args:
-        on_batch: called as on_batch(batch, logits) after each batch; logits float32 [B, C] or None without a head.
+    Several processes bring their batches together in the first one.
 
-    Returns: embeddings float32 [N, D], and the pictures' positions in the list, int64 [N].
+    Args:
+        bad: the list of bad pictures that is filled while `batches` are read; gets those of the other processes.
+        on_batch: called as on_batch(index, logits) after each batch; logits float32 [B, C] or None without a head.
+        noted: from note_signals: a signal ends this between two batches.
+
+    Returns: embeddings float32 [N, D], and the pictures' positions in the list, int64 [N]; (None, None) in all but the
+        first process, and after a signal.
     Raises: UserError where not one picture could be read.
     """
     import numpy as np
     import paddle
 
+    def run():
+        for batch in batches:
+            embedding, logits = network(paddle.to_tensor(batch.image))
+            logits = None if logits is None or not on_batch else logits.numpy().astype(np.float32, copy=False)
+            yield batch.index, embedding.numpy().astype(np.float32, copy=False), logits
+
     network.eval()
     features, indices = [], []
     with paddle.no_grad():
-        for batch in progress(batches, len(samples.paths), "images"):
-            embedding, logits = network(paddle.to_tensor(batch.image))
-            features.append(embedding.numpy().astype(np.float32, copy=False))
-            indices.append(batch.index)
+        for index, embedding, logits in progress(parallel.collect(run(), noted), len(samples.paths), "images"):
+            indices.append(index)
+            features.append(embedding)
             if on_batch:
                 clear_progress()
-                on_batch(batch, None if logits is None else logits.numpy().astype(np.float32, copy=False))
+                on_batch(index, logits)
+    bad[:] = sorted(picture for part in parallel.gather_objects(bad) for picture in part)
+    if not parallel.is_first() or (noted and noted["signal"]):
+        return None, None
     if not features:
         raise UserError("not one image could be read")
-    return np.concatenate(features), np.concatenate(indices)
+    index = np.concatenate(indices)
+    order = np.argsort(index, kind="stable")
+    return np.concatenate(features)[order], index[order]

@@ -71,3 +71,8 @@ class EmbeddingNet(nn.Layer):
             if isinstance(layer, nn.BatchNorm2D):
                 layer.eval()
                 layer.weight.stop_gradient = layer.bias.stop_gradient = True
+
+    def batch_norm_statistics(self):
+        """The running means and variances of every batch norm."""
+        norms = [layer for layer in self.sublayers() if isinstance(layer, nn.BatchNorm2D)]
+        return [tensor for norm in norms for tensor in (norm._mean, norm._variance)]

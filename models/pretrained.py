@@ -6,10 +6,11 @@ import os
 
 import numpy as np
 
+from checkpoints import CHECKPOINT_FILE, WEIGHTS_FILE, read_checkpoint_state
 from models import layouts
 from models.imagenet import imagenet_file
 from models.weight_files import bfloat16_to_float32, plain, read_fluid_directory, read_tensors
-from utility import CHECKPOINT_FILE, WEIGHTS_FILE, UserError, read_checkpoint_state
+from utility import UserError
 
 # tensors: {name here: array as in the file}; state: what train.py stored beside them, or None; source: a few words on
 # who wrote what; unused: names in the file that mean nothing here; hint: a reason known for weights that don't fit.

@@ -6,9 +6,9 @@ import re
 import pytest
 from conftest import read_rows, run
 
+import checkpoints
 import losses
 import models
-import utility
 
 SMALL = ["--model=ResNet8", "--image_shape=3,32,32", "--use_gpu=False"]
 QUICK = [*SMALL, "--num_epochs=1", "--train_batch_size=8", "--samples_each_class=2", "--lr=0.01", "--seed=3"]
@@ -199,10 +199,10 @@ def test_going_back_to_an_earlier_epoch(birds, tmp_path):
         f"--model_save_dir={tmp_path}")  # fmt: skip
     flags = [f"--checkpoint={tmp_path}/ResNet8/0", "--num_epochs=4", "--use_gpu=False"]
     message = fails("train.py", *flags)
-    assert "the run has later epochs (1, 2)" in message and "--overwrite=True deletes them" in message
+    assert "the run has later checkpoints (1, 2)" in message and "--overwrite=True deletes them" in message
     run("train.py", *flags, "--overwrite=True")
     for epoch in (1, 2, 3):  # those of the other branch have gone
-        assert utility.read_checkpoint_state(f"{tmp_path}/ResNet8/{epoch}")["args"]["num_epochs"] == 4
+        assert checkpoints.read_checkpoint_state(f"{tmp_path}/ResNet8/{epoch}")["args"]["num_epochs"] == 4
 
 
 def test_odd_lists_and_outputs(birds, trained, tmp_path):

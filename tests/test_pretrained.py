@@ -22,8 +22,8 @@ import safetensors.numpy
 from conftest import ROOT, run
 from test_models import close, normalised, pictures, scramble
 
+import checkpoints
 import models
-import utility
 from models import imagenet, layouts, weight_files
 from utility import UserError
 
@@ -739,7 +739,7 @@ def test_paths(tmp_path):
     run_dir = tmp_path / "output" / "ResNet8"
     os.makedirs(run_dir / "3")
     os.symlink("3", run_dir / "best")
-    paddle.save(models.build_model("ResNet8", 3).state_dict(), str(run_dir / "3" / utility.WEIGHTS_FILE))
+    paddle.save(models.build_model("ResNet8", 3).state_dict(), str(run_dir / "3" / checkpoints.WEIGHTS_FILE))
     for path in (run_dir / "3", run_dir / "best", run_dir / "best" / "model", run_dir / "3" / "model.pdparams"):
         assert models.read_weights(str(path)).tensors["head.bias"].shape == (3,)
     shutil.copy(run_dir / "3" / "model.pdparams", tmp_path / "mine.pdparams")

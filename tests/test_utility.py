@@ -1,4 +1,4 @@
-"""Flags, process set-up, files, checkpoints and progress of utility.py."""
+"""Flags, process set-up, files and progress of utility.py."""
 
 import argparse
 import collections
@@ -245,185 +245,6 @@ def test_atomic_write_where_it_cannot(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-# ---------------------------------------------------------------- checkpoints
-
-OPTIMIZERS = {
-    "momentum": lambda p: paddle.optimizer.Momentum(0.1, momentum=0.9, parameters=p, weight_decay=1e-3),
-    "adamw": lambda p: paddle.optimizer.AdamW(0.01, parameters=p, weight_decay=0.1),
-    "adam": lambda p: paddle.optimizer.Adam(0.01, parameters=p),
-    "sgd": lambda p: paddle.optimizer.SGD(0.1, parameters=p),
-}
-
-
-def build(optimizer="momentum"):
-    """-> a network of so many layers that linear_1's name begins linear_10's, and its optimizer; layer 3 is frozen."""
-    layers = [paddle.nn.Linear(3, 3) for _ in range(12)]
-    network = paddle.nn.Sequential(*layers, paddle.nn.BatchNorm1D(3))
-    network[3].weight.stop_gradient = True
-    return network, OPTIMIZERS[optimizer]([p for p in network.parameters() if not p.stop_gradient])
-
-
-def step(network, optimizer, seed):
-    x = paddle.to_tensor(np.random.default_rng(seed).normal(size=(8, 3)).astype(np.float32))
-    (network(x)[:, 0] * x[:, 1]).sum().backward()
-    optimizer.step()
-    optimizer.clear_grad()
-
-
-def values(network):
-    return {name: value.numpy() for name, value in network.state_dict().items()}
-
-
-def same(a, b):
-    return list(a) == list(b) and all(np.array_equal(a[name], b[name]) for name in a)
-
-
-@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
-def test_a_checkpoint_continues_with_the_same_step(tmp_path, optimizer_name):
-    network, optimizer = build(optimizer_name)
-    for seed in range(3):
-        step(network, optimizer, seed)
-    path = utility.save_checkpoint(str(tmp_path), 4, network, optimizer, {"best": None, "labels": [3, 5]})
-    assert path == f"{tmp_path}/4" and os.readlink(tmp_path / "latest") == "4"
-    assert sorted(os.listdir(path)) == ["checkpoint.json", "model.pdopt", "model.pdparams"]
-    state = utility.read_checkpoint_state(f"{tmp_path}/latest")
-    assert state == {"format": utility.CHECKPOINT_FORMAT, "epoch": 4, "best": None, "labels": [3, 5]}
-    saved = values(network)
-    step(network, optimizer, 3)
-    wanted = values(network)
-
-    # Another process builds other layers before: the generated names differ.
-    paddle.nn.Linear(2, 2)
-    again, other_optimizer = build(optimizer_name)
-    assert again[0].weight.name != network[0].weight.name
-    again.set_state_dict(paddle.load(f"{path}/{utility.WEIGHTS_FILE}"))
-    assert same(values(again), saved)
-    named = paddle.load(f"{path}/{utility.OPTIMIZER_FILE}", return_numpy=True)
-    assert all(isinstance(value, np.ndarray) for value in named.values())
-    utility.load_optimizer_state(again, other_optimizer, named)
-    step(again, other_optimizer, 3)
-    assert same(values(again), wanted)
-
-    # Without the optimizer's state it would be another step.
-    again.set_state_dict(saved)
-    step(again, OPTIMIZERS[optimizer_name]([p for p in again.parameters() if not p.stop_gradient]), 3)
-    assert same(values(again), wanted) == (optimizer_name == "sgd")
-
-
-def test_optimizer_state_of_another_network():
-    network, optimizer = build()
-    step(network, optimizer, 0)
-    named = utility._named_optimizer_state(network, optimizer)
-    trained = [name for name, p in network.named_parameters() if not p.stop_gradient]
-    assert sorted({name.rsplit("/", 1)[0] for name in named}) == sorted(trained)
-    small = paddle.nn.Sequential(paddle.nn.Linear(3, 3))
-    with pytest.raises(UserError, match=r"the optimizer's state has '.*', which this network lacks"):
-        utility.load_optimizer_state(small, OPTIMIZERS["momentum"](small.parameters()), named)
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
-    network, optimizer = build()
-    utility.save_checkpoint(str(tmp_path), 0, network, optimizer, {})
-    old = values(network)
-    save = paddle.save
-    for error, raised in ((OSError(errno.ENOSPC, "No space left on device"), UserError), (KeyboardInterrupt(), None)):
-
-        def full(value, path, error=error):
-            save(value, path)
-            if path.endswith(utility.OPTIMIZER_FILE):
-                raise error
-
-        monkeypatch.setattr(paddle, "save", full)
-        for epoch in (0, 1):
-            step(network, optimizer, 0)
-            with pytest.raises(raised or type(error)) as caught:
-                utility.save_checkpoint(str(tmp_path), epoch, network, optimizer, {})
-            if raised:
-                assert str(caught.value) == f"{tmp_path}/{epoch}: cannot write the checkpoint: No space left on device"
-            assert sorted(os.listdir(tmp_path)) == ["0", "latest"] and os.readlink(tmp_path / "latest") == "0"
-    assert same(paddle.load(f"{tmp_path}/0/{utility.WEIGHTS_FILE}", return_numpy=True), old)
-    monkeypatch.undo()
-    utility.save_checkpoint(str(tmp_path), 0, network, optimizer, {})  # an epoch that is there is replaced
-    assert same(paddle.load(f"{tmp_path}/0/{utility.WEIGHTS_FILE}", return_numpy=True), values(network))
-
-
-def test_optimizer_state_of_parameters_whose_names_begin_alike():
-    def build():
-        names = ["w_moment", "w", "w_moment_1"]
-        layers = [paddle.nn.Linear(3, 3, weight_attr=paddle.ParamAttr(name=name), bias_attr=False) for name in names]
-        network = paddle.nn.Sequential(*layers)
-        return network, OPTIMIZERS["adam"](network.parameters())
-
-    network, optimizer = build()
-    step(network, optimizer, 0)
-    named = utility._named_optimizer_state(network, optimizer)
-    kinds = {key.split("/")[1] for key in named}
-    assert sorted(named) == sorted(f"{layer}.weight/{kind}" for layer in range(3) for kind in kinds)
-
-
-def fake_checkpoints(run_dir, epochs, latest=None, best=None):
-    for epoch in epochs:
-        os.makedirs(run_dir / str(epoch))
-        (run_dir / str(epoch) / utility.CHECKPOINT_FILE).write_text("{}")
-    for name, epoch in (("latest", latest), ("best", best)):
-        if epoch is not None:
-            utility.point_at(str(run_dir), name, epoch)
-
-
-def test_point_at(tmp_path):
-    fake_checkpoints(tmp_path, [1, 2], latest=1)
-    assert os.path.samefile(tmp_path / "latest", tmp_path / "1")
-    utility.point_at(str(tmp_path), "latest", 2)
-    assert os.path.samefile(tmp_path / "latest", tmp_path / "2")
-    assert sorted(os.listdir(tmp_path)) == ["1", "2", "latest"]
-    moved = tmp_path.rename(tmp_path.with_name("moved"))
-    assert os.path.samefile(moved / "latest", moved / "2")  # a run may be moved
-
-
-@pytest.mark.parametrize(
-    ("keep", "best", "left"), [(1, 2, ["2", "11"]), (2, 11, ["10", "11"]), (3, None, ["9", "10", "11"])]
-)
-def test_remove_old_checkpoints(tmp_path, keep, best, left):
-    fake_checkpoints(tmp_path, [0, 2, 9, 10, 11], latest=11, best=best)
-    (tmp_path / "notes").mkdir()
-    (tmp_path / utility.LOG_FILE).write_text("")
-    utility.remove_old_checkpoints(str(tmp_path), keep)
-    names = set(os.listdir(tmp_path))
-    assert {name for name in names if name.isdigit()} == set(left)
-    assert {"notes", "latest", utility.LOG_FILE} <= names
-
-
-def test_set_run_aside(tmp_path):
-    fake_checkpoints(tmp_path, [0, 11], latest=11, best=0)
-    (tmp_path / utility.LOG_FILE).write_text("")
-    (tmp_path / "2024").mkdir()
-    (tmp_path / "2024" / "holiday.jpg").write_text("not ours")
-    (tmp_path / "model.pdparams").write_text("not ours")
-    utility.set_run_aside(str(tmp_path))
-    assert sorted(os.listdir(tmp_path)) == ["2024", "model.pdparams", "replaced"]
-    assert sorted(os.listdir(tmp_path / "replaced")) == ["0", "11", "best", "latest", utility.LOG_FILE]
-    assert os.listdir(tmp_path / "2024") == ["holiday.jpg"]
-    # A second try whose own checkpoint never came does not push out what was set aside.
-    (tmp_path / utility.LOG_FILE).write_text("second")
-    utility.set_run_aside(str(tmp_path))
-    assert not (tmp_path / utility.LOG_FILE).exists()
-    assert (tmp_path / "replaced" / utility.LOG_FILE).read_text() == ""
-    utility.set_run_aside(str(tmp_path / "none"))
-
-
-def test_what_is_no_checkpoint(tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path}: not a checkpoint directory of train.py"):
-        utility.read_checkpoint_state(str(tmp_path))
-    for content, wanted in (
-        ("{", "not readable as a checkpoint's description"),
-        ("{}", "checkpoint format None, this version reads"),
-        ('{"format": 999}', "checkpoint format 999"),
-    ):
-        (tmp_path / utility.CHECKPOINT_FILE).write_text(content)
-        with pytest.raises(UserError, match=wanted):
-            utility.read_checkpoint_state(str(tmp_path))
-
-
 # ---------------------------------------------------------------- progress
 
 
@@ -487,14 +308,16 @@ def test_extract(head):
     batches = [reader.Batch(images[i : i + 2], None, np.arange(i, min(i + 2, 5))) for i in (0, 2, 4)]
     samples = reader.Samples([""] * 5, None, None, None)
     seen = []
-    features, index = utility.extract(Means(head), samples, batches, lambda batch, logits: seen.append((batch, logits)))
+    features, index = utility.extract(
+        Means(head), samples, batches, [], lambda index, logits: seen.append((index, logits))
+    )
     wanted = images.reshape(5, -1, 3).mean(axis=1)
     assert features.dtype == np.float32 and np.abs(features - wanted).max() < 0.1
     assert index.tolist() == list(range(5))
-    assert [batch.index.tolist() for batch, _ in seen] == [[0, 1], [2, 3], [4]]
+    assert [index.tolist() for index, _ in seen] == [[0, 1], [2, 3], [4]]
     if head:
         assert np.allclose(np.concatenate([logits for _, logits in seen]), wanted * 2, rtol=1e-5)
     else:
         assert all(logits is None for _, logits in seen)
     with pytest.raises(UserError, match="not one image could be read"):
-        utility.extract(Means(head), samples, [])
+        utility.extract(Means(head), samples, [], [])

@@ -1,0 +1,307 @@
+"""Several processes that train as one, started by `python -m paddle.distributed.launch`, on GPUs (nccl) or CPUs (gloo).
+
+Process 0 is the first; it alone prints and writes. In a process on its own, everything here costs nothing and does the
+obvious. Beside Paddle's collectives there is a line from each process to the first. Over it they
+
+* learn at once that one has died, and why, instead of waiting for it for half an hour;
+* wait for each other before a collective on the CPU: gloo gives up after 30 seconds, and reading a cold disk, writing a
+  checkpoint or computing a recall may take longer.
+"""
+
+import contextlib
+import functools
+import multiprocessing.connection
+import os
+import queue
+import secrets
+import socket
+import sys
+import threading
+import time
+
+HERE, GO, DONE = "here", "go", "done"
+
+
+def rank():
+    """The number of this process, from 0."""
+    return int(os.environ.get("PADDLE_TRAINER_ID") or 0) if world_size() > 1 else 0
+
+
+def world_size():
+    """The number of processes that train together."""
+    return int(os.environ.get("PADDLE_TRAINERS_NUM") or 1)
+
+
+def local_world_size():
+    """How many of them share this machine."""
+    return int(os.environ.get("PADDLE_LOCAL_SIZE") or 1)
+
+
+def is_first():
+    return rank() == 0
+
+
+def share(count):
+    """The slice of 0..count-1 that is this process's; all are of one length where the number of processes divides."""
+    return slice(count * rank() // world_size(), count * (rank() + 1) // world_size())
+
+
+# ---------------------------------------------------------------- start, watch and end
+
+_line = None  # this process's Line, once it has started
+
+
+def start(gpu):
+    """Joins the processes of this run; to be called with paddle's device selected. Silences stdout but for the first.
+
+    Args:
+        gpu: False takes gloo, whatever this paddlepaddle is built for.
+    """
+    global _line
+    if world_size() == 1:
+        return
+    if not gpu:
+        os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
+    import paddle.distributed as dist
+
+    dist.init_parallel_env()
+    _line = Line(gpu)
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def end():
+    """Waits until all have come to their end. A process that ends without it takes the others with it."""
+    if _line:
+        _line.meet()
+        _line.end()
+
+
+def fail(message):
+    """Tells the others why this process is about to end; `end` is then not to be called."""
+    if _line:
+        _line.fail(message)
+
+
+def wait_to_be_ended(seconds=5):
+    """For a process whose collective failed: gives the line the time to find out why, and to end this process."""
+    if _line:
+        time.sleep(seconds)
+
+
+class Line:
+    """A connection between each process and the first, watched in a thread.
+
+    A process that dies closes its connection, a machine that vanishes is missed by TCP's keep-alive within half a
+    minute; whoever sees it says so on stderr and ends its own process with status 1.
+    """
+
+    def __init__(self, gpu):
+        self.meet_first = not gpu
+        self.messages = queue.Queue()
+        self.ended = threading.Event()
+        if is_first():
+            key = secrets.token_bytes(16)
+            with multiprocessing.connection.Listener(("", 0), backlog=world_size(), authkey=key) as listener:
+                from_first((listener.address[1], key))
+                self.others = {}
+                while len(self.others) < world_size() - 1:
+                    # Whoever else knocks at the port does not know the key.
+                    with contextlib.suppress(multiprocessing.AuthenticationError, OSError, EOFError):
+                        connection = listener.accept()
+                        self.others[connection] = connection.recv()
+        else:
+            port, key = from_first(None)
+            host = os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0].rsplit(":", 1)[0]
+            connection = multiprocessing.connection.Client((host, port), authkey=key)
+            connection.send(rank())
+            self.others = {connection: 0}
+        for connection in self.others:
+            _keep_alive(connection)
+        threading.Thread(target=self.watch, daemon=True).start()
+
+    def watch(self):
+        open_lines = dict(self.others)
+        while open_lines:
+            for connection in multiprocessing.connection.wait(list(open_lines)):
+                who = f"process {open_lines[connection]} of {world_size()}"
+                try:
+                    message = connection.recv()
+                except (EOFError, OSError):
+                    message = ("failed", f"{who} has died: see its log and its machine")
+                if message == DONE:
+                    del open_lines[connection]
+                elif message in (HERE, GO):
+                    self.messages.put(message)
+                elif not self.ended.is_set():
+                    _, text = message
+                    if is_first():
+                        text = text if text.startswith("process ") else f"{who}: {text}"
+                        self.fail(text)
+                    print(f"error: {text}; the whole run ends", file=sys.stderr, flush=True)
+                    os._exit(1)
+
+    def send(self, message):
+        for connection in self.others:
+            with contextlib.suppress(OSError):  # one that is gone is noticed by the watch
+                connection.send(message)
+
+    def meet(self):
+        """Returns when every process has come here."""
+        if is_first():
+            for _ in self.others:
+                self.messages.get()
+            self.send(GO)
+        else:
+            self.send(HERE)
+            self.messages.get()
+
+    def end(self):
+        self.ended.set()
+        self.send(DONE)
+
+    def fail(self, message):
+        self.ended.set()
+        self.send(("failed", message))
+
+
+def _keep_alive(connection):
+    """Has the system ask every few seconds whether the other machine is still there."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+# ---------------------------------------------------------------- what they tell each other
+
+
+def meet():
+    """Returns when every process has come here, however long that takes."""
+    if _line:
+        _line.meet()
+
+
+def _before_a_collective():
+    if _line and _line.meet_first:
+        _line.meet()
+
+
+def from_first(value):
+    """The first process's `value`, a Python object, in every process."""
+    if world_size() == 1:
+        return value
+    import paddle.distributed as dist
+
+    _before_a_collective()
+    values = [value]
+    dist.broadcast_object_list(values, 0)
+    return values[0]
+
+
+def gather_objects(value):
+    """[the `value` of each process], in every process."""
+    if world_size() == 1:
+        return [value]
+    import paddle.distributed as dist
+
+    _before_a_collective()
+    values = []
+    dist.all_gather_object(values, value)
+    return values
+
+
+def largest(value):
+    """The largest of the processes' ints (on a GPU this waits for the device)."""
+    if world_size() == 1:
+        return value
+    import paddle
+    import paddle.distributed as dist
+
+    _before_a_collective()
+    tensor = paddle.to_tensor([value], dtype="int64")
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor.item())
+
+
+def gather(tensor):
+    """[n, ...] of each process -> [world_size * n, ...], the same in every process; n must be the same, too.
+
+    With gradient: every process goes on to compute the same loss from the whole, so that the slice of the gradient at
+    its own rows is all of its part, and `sum_gradients` then gives the gradient of the one loss.
+    """
+    if world_size() == 1:
+        return tensor
+    return _all_gather(tensor) if tensor.stop_gradient else _gather_layer().apply(tensor)
+
+
+@functools.lru_cache(None)  # made once, and not before paddle is imported
+def _gather_layer():
+    from paddle.autograd import PyLayer
+
+    class Gather(PyLayer):
+        @staticmethod
+        def forward(ctx, own):
+            return _all_gather(own)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient[share(gradient.shape[0])]
+
+    return Gather
+
+
+def _all_gather(tensor):
+    import paddle
+    import paddle.distributed as dist
+
+    _before_a_collective()
+    parts = []
+    dist.all_gather(parts, tensor)
+    return paddle.concat(parts)
+
+
+def sum_gradients(parameters):
+    """Adds up the gradients of all processes, in every process."""
+    if world_size() > 1:
+        from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients_with_group
+
+        _before_a_collective()
+        fused_allreduce_gradients_with_group(parameters, None, scale=1.0)
+
+
+def average(tensors):
+    """Replaces float32 tensors by their mean over all processes."""
+    if world_size() == 1 or not tensors:
+        return
+    import paddle
+    import paddle.distributed as dist
+
+    with paddle.no_grad():
+        flat = paddle.concat([tensor.flatten() for tensor in tensors])
+        _before_a_collective()
+        dist.all_reduce(flat)
+        parts = (flat / world_size()).split([tensor.size for tensor in tensors])
+        for tensor, part in zip(tensors, parts):
+            tensor.set_value(part.reshape(tensor.shape))
+
+
+def collect(items, noted=None):
+    """Yields the items of all processes, those of each in their order, to the first process; nothing to the others.
+
+    An item is a Python object; they go over in rounds of one from each process, so that none has to keep many.
+
+    Args:
+        noted: from utility.note_signals: a signal that one process has got ends this in all, by StopIteration.
+    """
+    noted = noted or {"signal": 0}
+    while True:
+        item = next(items, None)
+        found = gather_objects((noted["signal"], item))
+        noted["signal"] = max(number for number, _ in found)
+        found = [item for _, item in found if item is not None]
+        if noted["signal"] or not found:
+            return
+        if is_first():
+            yield from found
