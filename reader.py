@@ -504,7 +504,7 @@ def read_batches(
             good[row] = False
             note(index[row], reason)
         for row in bad if replace else ():
-            for i in substitutes(samples.labels, index[row], whole, index[good], start, row):
+            for i in substitutes(samples.labels, index[row], whole, index[good], start, position - start + row):
                 if i not in known_bad:
                     index[row] = i
                     again = read(images, index, [row], position)

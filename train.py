@@ -74,7 +74,8 @@ def parse_args():
 
     add = parser.add_argument_group("run").add_argument
     add("--model_save_dir", default="output", help="checkpoints and log go to <model_save_dir>/<model>/")
-    add("--checkpoint", default="", help="continue a run: a checkpoint directory, or latest")
+    add("--checkpoint", default="", help="continue a run: a checkpoint directory, or latest; auto: latest where "
+        "there is one, else a new run, for jobs that are started again by a scheduler")
     add("--overwrite", type=boolean, default=False, help="delete an earlier run's checkpoints and log")
     add("--force", type=boolean, default=False, help="continue with --checkpoint although flags differ from that run's")
     add("--eval_every", type=number(int, low=0), default=1, help="epochs between evaluations; 0: none, and no best")
@@ -163,6 +164,9 @@ def main():
 
 def find_start(args, typed):
     """Reads --checkpoint or --pretrained_model and settles flags and seed; -> models.Weights or None."""
+    if args.checkpoint == "auto":  # the same command starts a run and goes on with it
+        args.checkpoint = "latest" if last_checkpoint(args) else ""
+        args.pretrained_model = "" if args.checkpoint else args.pretrained_model
     if args.checkpoint and args.pretrained_model:
         raise UserError("--checkpoint continues a run with its own weights: --pretrained_model has no place beside it")
     if args.checkpoint == "latest":
@@ -507,7 +511,7 @@ def stop_message(path):
 
 def last_checkpoint(args):
     """The path of the newest checkpoint, or None."""
-    run_dir = os.path.join(args.model_save_dir, args.model)
+    run_dir = os.path.join(args.model_save_dir, args.model or models.DEFAULT_MODEL)
     names = checkpoints.checkpoint_names(run_dir)
     return os.path.join(run_dir, names[-1]) if names else None
 

@@ -1,6 +1,5 @@
 """Lists, decoding, transforms, samplers and the threads of reader.py, each against a plain restatement."""
 
-import argparse
 import io
 import itertools
 import os
@@ -102,6 +101,19 @@ def test_file_name_that_is_not_utf8(tmp_path):
     samples = reader.read_list(write_list(tmp_path / "list.txt", b"\xe9.png 1\n"))
     reader.check_files(samples)
     assert reader.load(samples.paths[0]).shape == (3, 2, 3)
+
+
+def test_repeated_pictures_are_reported(tmp_path, capsys):
+    path = tmp_path / "list.txt"
+    path.write_text("a.jpg 1\nb.jpg 2\nx/../b.jpg 2\na.jpg 3\n./b.jpg 2\n")
+    reader.report_repeated(reader.read_list(str(path)))
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: {path}:3: {tmp_path}/x/../b.jpg: is on line 2, too (2 such lines)",
+        f"warning: {path}:4: {tmp_path}/a.jpg: is on line 1 with another label, too",
+    ]
+    path.write_text("a.jpg 1\nb.jpg 2\n")
+    reader.report_repeated(reader.read_list(str(path)))
+    assert capsys.readouterr().err == ""
 
 
 def test_find_images(tmp_path):
@@ -360,6 +372,38 @@ def test_decompression_bombs(monkeypatch, tmp_path):
             assert len(said) == 1  # so the case is the right one
         [batch] = reader.read_batches(samples, [[0]], lambda image, position: image, (40, 40))
         assert len(said) == 1 and np.array_equal(batch.image[0], RGB[:40, :40])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "progressive", "PNG", "BMP", "WEBP", "GIF"])
+def test_max_pixels(kind):
+    options = {"progressive": True} if kind == "progressive" else {}
+    data = encode(RGB, "JPEG" if kind == "progressive" else kind, **options)
+    height, width = RGB.shape[:2]
+    assert reader.decode(data, height * width).shape == RGB.shape
+    with pytest.raises(
+        reader.BadImage, match=f"{width} x {height} pixels, more than --max_pixels={height * width - 1}"
+    ):
+        reader.decode(data, height * width - 1)
+
+
+def test_pixels_of_a_jpeg_header():
+    height, width = RGB.shape[:2]
+    plain = encode(RGB, "JPEG")
+    assert reader._jpeg_pixels(plain) == height * width
+    assert reader._jpeg_pixels(encode(RGB, "JPEG", progressive=True, comment=b"long " * 99)) == height * width
+    assert reader._jpeg_pixels(jpeg_that_claims(65000, 65000)) == 65000**2
+    for end in range(plain.index(b"\xff\xc0") + 9):
+        assert reader._jpeg_pixels(plain[:end]) == 0
+    assert reader._jpeg_pixels(b"\xff\xd8" + b"\xff" * 100) == 0
+
+
+def test_a_bomb_is_one_bad_picture(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(jpeg_that_claims(65000, 65000))
+    (tmp_path / "b.jpg").write_bytes(encode(RGB, "JPEG"))
+    samples = reader.Samples([str(tmp_path / n) for n in ("a.jpg", "b.jpg")], None, "list", [1, 2])
+    bad = []
+    [batch] = reader.read_batches(samples, [[0, 1]], lambda image, position: image, RGB.shape[:2], bad_images=bad)
+    assert batch.index.tolist() == [1] and bad == [(0, "65000 x 65000 pixels, more than --max_pixels=200000000")]
 
 
 def test_load_says_what_is_wrong_with_the_file(tmp_path):
@@ -701,7 +745,7 @@ class Fake:
         self.samples = reader.Samples([str(i) for i in range(count)], np.arange(count) // 4 + 50, "list", range(1, 999))
         monkeypatch.setattr(reader, "load", self.load)
 
-    def load(self, path):
+    def load(self, path, max_pixels=None):
         i = int(path)
         with self.lock:
             self.loaded.append(i)
@@ -712,10 +756,6 @@ class Fake:
 
     def read(self, batches, transform=lambda image, position: image, **options):
         return reader.read_batches(self.samples, batches, transform, (2, 3), **options)
-
-    def replace(self, index):
-        """All others of the class."""
-        return np.setdiff1d(np.flatnonzero(self.samples.labels == self.samples.labels[index]), index)
 
 
 def assert_consistent(batches, samples):
@@ -736,7 +776,7 @@ def test_batches_do_not_depend_on_timing(folder, workers, monkeypatch):
         for rows, places in zip(order, positions)
     ]
     load, rng = reader.load, np.random.default_rng(workers)
-    monkeypatch.setattr(reader, "load", lambda path: (time.sleep(rng.uniform(0, 0.006)), load(path))[1])
+    monkeypatch.setattr(reader, "load", lambda path, limit: (time.sleep(rng.uniform(0, 0.006)), load(path, limit))[1])
     batches = list(reader.read_batches(folder, order, transform, (24, 24), num_workers=workers))
     assert [batch.index.tolist() for batch in batches] == [rows.tolist() for rows in order]
     for batch, images in zip(batches, wanted):
@@ -863,7 +903,7 @@ def test_replacements_keep_batches_balanced(monkeypatch, workers):
     fake.samples = fake.samples._replace(labels=np.arange(count) % 4)
     skipped = []
     order = list(reader.class_balanced_batches(fake.samples.labels, 12, 4, 0, 0, 24))
-    batches = list(fake.read(order, num_workers=workers, bad_images=skipped, replace=fake.replace))
+    batches = list(fake.read(order, num_workers=workers, bad_images=skipped, replace=True))
     assert_consistent(batches, fake.samples)
     moved = 0
     for batch, rows in zip(batches, order):
@@ -873,34 +913,75 @@ def test_replacements_keep_batches_balanced(monkeypatch, workers):
         assert len(np.unique(batch.index)) == 12 and not np.isin(batch.index, list(fake.bad)).any()
     assert moved > 10 and len(batches) == 24
     assert sorted(i for i, _ in skipped) == sorted(fake.bad)
-    plain = list(fake.read(order, num_workers=1, bad_images=[], replace=fake.replace))
+    plain = list(fake.read(order, num_workers=1, bad_images=[], replace=True))
     assert [b.index.tolist() for b in batches] == [b.index.tolist() for b in plain]
 
 
 def test_replacements_are_spread_over_the_class(monkeypatch):
     fake = Fake(monkeypatch, 100, bad=[0])
     fake.samples = fake.samples._replace(labels=np.zeros(100, np.int64))
-    batches = list(fake.read([[0, 1]] * 50, bad_images=[], replace=fake.replace))
+    batches = list(fake.read([[0, 1]] * 50, bad_images=[], replace=True))
     assert len({int(batch.index[0]) for batch in batches}) > 25
 
 
 def test_replacements_where_the_class_has_few_good_images(monkeypatch):
-    # Two of four are good: each comes twice. One of four: four times. None: the class is left out.
+    # Two of four are good: each comes twice. One of four: four times. None: any picture, but no smaller batch.
     fake = Fake(monkeypatch, 12, bad=[1, 2, 4, 5, 7, 8, 9, 10, 11])
     skipped = []
-    batches = list(fake.read([np.arange(12)] * 2, bad_images=skipped, replace=fake.replace))
+    batches = list(fake.read([np.arange(12)] * 2, bad_images=skipped, replace=True))
     assert_consistent(batches, fake.samples)
     for batch in batches:
-        assert np.bincount(batch.index, minlength=7).tolist()[4:] == [0, 0, 4]
-        assert sorted(set(batch.index.tolist())) == [0, 3, 6] and batch.label.tolist() == [50] * 4 + [51] * 4
+        assert sorted(set(batch.index.tolist())) == [0, 3, 6]
+        assert batch.label.tolist()[:8] == [50] * 4 + [51] * 4 and batch.index.tolist()[4:8] == [6] * 4
     assert sorted(i for i, _ in skipped) == sorted(fake.bad)
     assert all(fake.loaded.count(i) == 2 for i in fake.bad)  # what is known to be bad is not tried again in its place
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_class_without_a_good_picture_makes_room_for_another(monkeypatch, workers):
+    """The batch stays complete and balanced: K pictures of one class that was not in it."""
+    fake = Fake(monkeypatch, 40, bad=[8, 9, 10, 11])  # all of class 52 of 10 classes
+    order = [[0, 1, 2, 3, 8, 9, 10, 11, 36, 37, 38, 39], [8, 9, 10, 11, 4, 5, 6, 7]] * 5
+    others = set()
+    for batch, rows in zip(fake.read(order, num_workers=workers, bad_images=[], replace=True), order):
+        assert len(batch.index) == len(rows) == len(set(batch.index.tolist()))
+        classes, counts = np.unique(batch.label, return_counts=True)
+        assert counts.tolist() == [4] * (len(rows) // 4) and 52 not in classes
+        others |= set(classes) - set(fake.samples.labels[rows])
+    assert len(others) > 2  # not always the same one
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_shares_make_up_the_batch(monkeypatch, processes):
+    """What the processes read together, pictures, labels and random draws, is what one process reads."""
+    fake = Fake(monkeypatch, 40, bad=[5])
+    order = list(reader.class_balanced_batches(fake.samples.labels, 12, 4, 0, 0, 5))
+    drawn = {}
+
+    def transform(image, position):
+        drawn.setdefault(position, int(image[0, 0, 0]))
+        assert drawn[position] == image[0, 0, 0]  # the same picture at the same position in every process
+        return image
+
+    whole = list(fake.read(order, transform, bad_images=[], replace=True, position=7))
+    for part in range(processes):
+
+        def share(count, part=part):
+            return slice(count * part // processes, count * (part + 1) // processes)
+
+        read = list(fake.read(order, transform, bad_images=[], replace=True, position=7, share=share))
+        for mine, all_of_it in zip(read, whole):
+            assert len(mine.index) == 12 // processes
+            assert np.array_equal(mine.index, all_of_it.index[share(12)])
+            assert np.array_equal(mine.label, all_of_it.label[share(12)])
+    assert any(5 in rows for rows in order)
+    assert set(drawn) == set(range(7, 7 + 60))
 
 
 def test_a_replacement_may_be_bad_too(monkeypatch):
     fake = Fake(monkeypatch, 4, bad=[0, 1, 2])
     skipped = []
-    [batch] = fake.read([[0]], bad_images=skipped, replace=fake.replace)
+    [batch] = fake.read([[0]], bad_images=skipped, replace=True)
     assert batch.index.tolist() == [3] and skipped[0] == (0, "picture 0 is broken")
     assert {i for i, _ in skipped} <= fake.bad
 
@@ -927,7 +1008,8 @@ def test_flags():
 
 @pytest.mark.parametrize("transform", ["center_crop", "resize"])
 def test_read_in_order(folder, transform, capsys):
-    args = argparse.Namespace(image_shape=[3, 16, 20], test_transform=transform, num_workers=2, on_bad_image="skip")
+    args = data_arguments("--num_workers=2", "--on_bad_image=skip", f"--test_transform={transform}")
+    args.image_shape = [3, 16, 20]
     with open(folder.paths[9], "wb") as file:
         file.write(b"hello")
     os.remove(folder.paths[11])
