@@ -399,7 +399,7 @@ def test_what_is_not_finite_is_seen(value, place):
 
 
 def test_an_infinite_gradient_reaches_neither_weights_nor_checkpoint(birds, tmp_path):
-    """Features of 3e38 and a head of 1e-38: scores and loss are ordinary, the head's gradient is beyond float32."""
+    """Features of 3e38 and a head of 1e-38: the loss is ordinary, and the head's gradient is beyond float32."""
     weights = {name: value.numpy() for name, value in models.build_model("ResNet8", 6).state_dict().items()}
     for name in ("bn2.weight", "downsample.1.weight", "downsample.1.bias"):
         weights[f"backbone.layer3.0.{name}"][:] = 0
@@ -411,10 +411,11 @@ def test_an_infinite_gradient_reaches_neither_weights_nor_checkpoint(birds, tmp_
     network.eval()
     _, logits = network(paddle.zeros([8, 32, 32, 3], dtype="uint8"))
     loss = paddle.nn.functional.cross_entropy(logits, paddle.to_tensor([0, 0, 1, 1, 2, 2, 3, 3]))
+    loss = 1000 * loss  # --alpha
     loss.backward()
-    assert 0.1 < loss.item() < 100 and not np.isfinite(network.head.weight.grad.numpy()).all()  # as it says
+    assert 100 < loss.item() < 1e6 and not np.isfinite(network.head.weight.grad.numpy()).all()  # as it says
     process = start(birds, tmp_path / "out", f"--pretrained_model={tmp_path}/w.pdparams", "--freeze_bn=True",
-                    "--num_epochs=1", "--eval_every=0", "--save_every=1", "--pooling=max")  # fmt: skip
+                    "--num_epochs=1", "--eval_every=0", "--save_every=1", "--pooling=max", "--alpha=1000")  # fmt: skip
     _, err = process.communicate()
     assert process.returncode == 2, err
     assert "a gradient became NaN or infinite in pass 0, trainbatch 0; last good checkpoint: none yet" in err, err
