@@ -1,6 +1,7 @@
 # make quickstart   sample data, training, evaluation, features, in minutes
 # make test         all tests, and the linter
-# make test-2.6     the script and weights tests on paddlepaddle 2.6.2
+# make test-2.6     the tests of scripts, weights, faults and several processes on paddlepaddle 2.6.2
+# make soak         ends training runs in every way for half an hour (MINUTES=...), and checks that nothing is lost
 # PYTHON=python3.12 chooses the interpreter (3.9 to 3.13), REQUIREMENTS=... another set of packages.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ OLD_ENOUGH := $(shell $(PYTHON) -c 'import sys; print("yes" if sys.version_info 
 REQUIREMENTS ?= $(if $(and $(GPU),$(OLD_ENOUGH)),requirements-gpu.txt,requirements.txt)
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test test-2.6 clean
+.PHONY: quickstart test test-2.6 soak clean
 
 quickstart: $(VENV)/installed
 	$(RUN) quickstart.py
@@ -25,7 +26,11 @@ test: $(VENV)/installed-dev
 
 test-2.6:
 	$(MAKE) VENV=.venv-2.6 REQUIREMENTS=requirements-2.6.txt .venv-2.6/installed-dev
-	.venv-2.6/bin/python -m pytest -n 2 tests/test_scripts.py tests/test_bad_input.py tests/test_pretrained.py
+	.venv-2.6/bin/python -m pytest -n 2 tests/test_scripts.py tests/test_bad_input.py tests/test_pretrained.py \
+		tests/test_faults.py tests/test_parallel.py tests/test_checkpoints.py
+
+soak: $(VENV)/installed-dev
+	$(RUN) tests/soak.py --minutes=$(or $(MINUTES),30)
 
 $(VENV)/installed: $(REQUIREMENTS)
 	$(PYTHON) -m venv $(VENV)

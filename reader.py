@@ -9,6 +9,7 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
+import hashlib
 import io
 import itertools
 import math
@@ -125,6 +126,12 @@ def where(samples, index):
     line = samples.lines[index] if samples.lines else None
     place = line if samples.source is None else f"{samples.source}:{line}"
     return samples.paths[index] if place is None else f"{place}: {samples.paths[index]}"
+
+
+def fingerprint(samples):
+    """A digest of the names (without folders, which may move) and labels of a list, in its order."""
+    rows = (f"{os.path.basename(path)} {label}\n" for path, label in zip(samples.paths, samples.labels))
+    return hashlib.sha256("".join(rows).encode(errors="surrogateescape")).hexdigest()
 
 
 def check_files(samples):

@@ -28,7 +28,10 @@ import utility
 from utility import UserError, boolean, number
 
 # Another value of one of these makes a continued run another run.
-SAME_RUN = ("loss_name", "train_batch_size", "samples_each_class", "optimizer", "freeze_bn", "seed", "total_images")
+SAME_RUN = (
+    *("loss_name", "margin", "triplet_mining", "alpha", "label_smoothing", "train_batch_size", "samples_each_class"),
+    *("total_images", "min_area", "optimizer", "freeze_bn", "seed"),
+)
 # What a continued run does not take over from the run it continues.
 THIS_PROCESS = ("checkpoint", "force", "overwrite", "model_save_dir", "pretrained_model", "use_gpu", "num_workers")
 
@@ -96,10 +99,11 @@ def main():
     continued = weights.state if args.checkpoint else None
     train, val, classes = load_lists(args, continued)
     steps = max(1, (args.total_images or len(train.paths)) // args.train_batch_size)
-    if continued and steps != continued["steps"] and not args.force:
+    fingerprint = reader.fingerprint(train)
+    if continued and fingerprint != continued.get("train_list", fingerprint) and not args.force:
         raise UserError(
-            f"{args.train_list}: gives {steps} steps an epoch, the run of {args.checkpoint} had "
-            f"{continued['steps']}: another list? --force=True continues all the same"
+            f"{args.train_list}: not the pictures and labels that the run of {args.checkpoint} had; --force=True "
+            "continues all the same"
         )
 
     paddle = utility.start_paddle(args.use_gpu, args.seed)
@@ -111,6 +115,7 @@ def main():
     # What belongs to the run beside weights and optimizer; `step` counts those that are done in `epoch`.
     state = {
         "settings": {name: getattr(args, name) for name in (*models.SETTINGS, "class_dim")},
+        "train_list": fingerprint,
         "labels": classes.tolist(),
         "trained_labels": np.unique(classes[train.labels]).tolist(),
         **{"epoch": 0, "step": 0, "steps": steps, "evaluated": False, "best": None},
@@ -198,7 +203,9 @@ def continue_run(args, typed):
     Raises: UserError where a typed one makes it another run.
     """
     state = checkpoints.read_checkpoint_state(args.checkpoint)
-    models.settle_arguments(args, state, fixed=tuple(models.SETTINGS))
+    models.settle_arguments(
+        args, state, ("model", "pooling", "embedding_size") if args.force else tuple(models.SETTINGS)
+    )
     before = state["args"]
     for name in set(before) - typed - set(THIS_PROCESS):
         setattr(args, name, before[name])
@@ -295,7 +302,9 @@ def load_progress(args, run_dir, continued, network, optimizer, scaler, state):
         print(f"note: {args.optimizer} starts anew: it can't use the state of {continued['args']['optimizer']}")
     if continued.get("scaler"):
         scaler.load_state_dict({**continued["scaler"], "scale": np.array(continued["scaler"]["scale"], np.float32)})
-    state.update(epoch=continued["epoch"], step=continued["step"], evaluated=continued["evaluated"])
+    # With --force an epoch may have other steps than the one that was begun: then the next begins.
+    step = state["steps"] if continued["step"] == continued["steps"] else min(continued["step"], state["steps"])
+    state.update(epoch=continued["epoch"], step=step, evaluated=continued["evaluated"])
     best = continued["best"]
     if best and str(best["epoch"]) in checkpoints.checkpoint_names(run_dir):  # not in another folder, or deleted since
         state["best"] = best

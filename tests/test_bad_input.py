@@ -191,7 +191,16 @@ def test_a_checkpoint_that_cannot_be_continued(birds, trained, tmp_path):
     rows = read_rows(birds.train_list)[:40]
     short = [f"--train_list={write(tmp_path / 'short.txt', chr(10).join(rows))}", f"--data_dir={birds.root}"]
     message = fails("train.py", f"--checkpoint={latest}", *short, "--num_epochs=2")
-    assert "gives 5 steps an epoch" in message and "had 6" in message
+    assert "short.txt: not the pictures and labels that the run of" in message and "--force=True" in message
+    for flag, was in {"margin=0.3": 0.1, "seed=4": 3, "total_images=8": None, "train_batch_size=16": 8}.items():
+        message = fails("train.py", f"--checkpoint={latest}", f"--{flag}", "--num_epochs=2")
+        assert f"another run: --{flag} (was {was}); --force=True continues all the same" in message
+    message = fails("train.py", f"--checkpoint={latest}", "--image_shape=3,40,40", "--num_epochs=2")
+    assert "--image_shape=[3, 40, 40], but the checkpoint is one of image_shape [3, 32, 32]" in message
+    flags = [*short, "--num_epochs=2", "--margin=0.3", "--image_shape=3,40,40", f"--model_save_dir={tmp_path}/forced"]
+    out = run("train.py", f"--checkpoint={latest}", *flags, "--force=True").stdout
+    assert "note: the run goes on with --data_dir=" in out and "--margin=0.3 (was 0.1)" in out
+    assert "Pass 1, trainbatch 4, " in out  # 5 steps, of 40 pictures
 
 
 def test_going_back_to_an_earlier_epoch(birds, tmp_path):

@@ -24,6 +24,7 @@ train.py)
     epochs=1
     case "$*" in *--checkpoint=latest*) epochs=2 ;; esac
     exec {python} "$@" --image_shape=3,32,32 --num_epochs=$epochs --total_images=40 ;;
+-m) exec {python} "$@" --image_shape=3,32,32 --num_epochs=1 --total_images=40 ;;
 eval.py | infer.py) exec {python} "$@" --image_shape=3,32,32 ;;
 data/make_sample.py) exec {python} "$@" --species=4 --images=2 ;;
 *) exec {python} "$@" ;;
