@@ -73,6 +73,8 @@ def parse_args():
     add("--zero_init_residual", type=boolean, default=False, help="start blocks as identity: pays from scratch")
     add("--with_mem_opt", type=boolean, default=False,
         help="compute activations again in the backward pass: about half the memory, a third more time")
+    add("--deterministic", type=boolean, default=False,
+        help="on a GPU, take algorithms that give the same bits in each run rather than the fastest")
     add("--amp", choices=("off", "float16", "bfloat16"), default="off", help="mixed precision on a GPU")
 
     add = parser.add_argument_group("run").add_argument
@@ -106,7 +108,7 @@ def main():
             "continues all the same"
         )
 
-    paddle = utility.start_paddle(args.use_gpu, args.seed)
+    paddle = utility.start_paddle(args.use_gpu, args.seed, args.deterministic)
     args.seed = parallel.from_first(args.seed)
     noted = utility.note_signals()
     network = build_network(args, weights)
@@ -333,11 +335,13 @@ def build_optimizer(paddle, args, network):
             parameter.optimize_attr["learning_rate"] = args.head_lr_scale
     parameters = [p for p in network.parameters() if not p.stop_gradient]
     common = {"learning_rate": args.lr, "parameters": parameters, "weight_decay": args.weight_decay}
+    # One kernel for all parameters, where Paddle has it: a GPU would wait for the launches.
+    fused = {"use_multi_tensor": utility.on_gpu()}
     if args.optimizer == "momentum":
-        return paddle.optimizer.Momentum(momentum=0.9, **common)
-    return {"sgd": paddle.optimizer.SGD, "adam": paddle.optimizer.Adam, "adamw": paddle.optimizer.AdamW}[
-        args.optimizer
-    ](**common)
+        return paddle.optimizer.Momentum(momentum=0.9, **common, **fused)
+    if args.optimizer == "adam":
+        return paddle.optimizer.Adam(**common, **fused)
+    return {"sgd": paddle.optimizer.SGD, "adamw": paddle.optimizer.AdamW}[args.optimizer](**common)
 
 
 # ---------------------------------------------------------------- training
@@ -409,7 +413,7 @@ def train_epoch(paddle, args, network, optimizer, scaler, train, state, log, sav
     statistics = [] if args.freeze_bn else network.batch_norm_statistics()
 
     epoch, steps = state["epoch"], state["steps"]
-    bad_images = []
+    bad_images, held = [], []
     finite = paddle.to_tensor(True)
     window = {"start": time.time(), "steps": 0, "images": 0, "waited": 0.0}  # since the last log line
     batches = training_batches(args, train, state, bad_images)
@@ -422,7 +426,8 @@ def train_epoch(paddle, args, network, optimizer, scaler, train, state, log, sav
         lr = learning_rate(args, epoch + (step + 1) / steps if epoch < args.warmup_epochs else epoch + step / steps)
         optimizer.set_lr(lr)
 
-        image, label = paddle.to_tensor(batch.image), parallel.gather(paddle.to_tensor(batch.label))
+        image = utility.to_device(batch.image, held)
+        label = parallel.gather(utility.to_device(batch.label, held))
         # All draws depend on the step alone, so that a continued run repeats them: those of dropout in each process ...
         seed = args.seed + epoch * steps + step
         paddle.seed((seed + 1_000_003 * (1 + parallel.rank())) % 2**31)
@@ -456,6 +461,7 @@ def train_epoch(paddle, args, network, optimizer, scaler, train, state, log, sav
         window["steps"] += 1
         if log_now:
             log_step(paddle, args, state, log, window, lr, loss_metric, loss_cls, logits, label)
+            held.clear()
             window = {"start": time.time(), "steps": 0, "images": 0, "waited": 0.0}
         # Several processes stop at the same step; on GPUs they ask each other at log lines only.
         signal = parallel.largest(noted["signal"]) if look or parallel.world_size() == 1 else 0
@@ -496,12 +502,14 @@ def log_step(paddle, args, state, log, window, lr, loss_metric, loss_cls, logits
         sec=seconds / window["steps"],
         img_per_sec=window["images"] / seconds,
         data_wait=window["waited"] / seconds,
+        peak_memory=utility.peak_memory(),
     )
     utility.log_json(log, record)
     print(
         f"Pass {epoch}, trainbatch {step}, lr {lr:.6g}, loss_metric {record['loss_metric']:.4f}, "
         f"loss_cls {record['loss_cls']:.4f}, acc1 {acc1:.4f}, acc5 {acc5:.4f}, time {record['sec']:.2f} sec, "
-        f"{record['img_per_sec']:.1f} img/s, data wait {record['data_wait']:.1%}, left {utility.duration(left)}",
+        f"{record['img_per_sec']:.1f} img/s, data wait {record['data_wait']:.1%}, "
+        f"memory {record['peak_memory'] / 2**30:.2f} GiB, left {utility.duration(left)}",
         flush=True,
     )
 

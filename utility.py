@@ -203,8 +203,13 @@ def _keep_freed_memory():
         mallopt(-4, 0)  # M_MMAP_MAX
 
 
-def start_paddle(use_gpu=False, seed=None):
+def start_paddle(use_gpu=False, seed=None, deterministic=None):
     """Sets up the process, imports paddle for the first time, and selects the device.
+
+    Args:
+        deterministic: True has cuDNN take algorithms whose results repeat to the last bit, False has it time them and
+            take the fastest, None leaves it alone. Without a meaning on the CPU, where results repeat.
+
 
     Returns the paddle module. Where several processes were launched, they join here, and draw the same random numbers
     whether there is a seed or not. Everything here that Paddle reads only when it is imported is left alone where
@@ -237,6 +242,8 @@ def start_paddle(use_gpu=False, seed=None):
     paddle.set_device("gpu" if gpu else "cpu")
     if not gpu:
         _keep_freed_memory()
+    elif deterministic is not None:
+        paddle.set_flags({"FLAGS_cudnn_deterministic" if deterministic else "FLAGS_cudnn_exhaustive_search": True})
     parallel.start(gpu)
     paddle.seed(parallel.from_first(random.SystemRandom().randrange(2**31) if seed is None else seed))
     return paddle
@@ -271,6 +278,34 @@ def on_gpu():
     import paddle
 
     return paddle.is_compiled_with_cuda() and paddle.get_device().startswith("gpu")
+
+
+def to_device(array, held):
+    """A NumPy array as a tensor on the current device; on a GPU the copy goes on while the caller does.
+
+    Args:
+        held: list that keeps the memory that is copied from; to be cleared when the device has been waited for.
+    """
+    import paddle
+
+    if not on_gpu():
+        return paddle.to_tensor(array)
+    held.append(paddle.to_tensor(array, place=paddle.CUDAPinnedPlace()))
+    return held[-1].cuda(blocking=False)
+
+
+def peak_memory():
+    """The most memory this process has held, in bytes: of the GPU where it runs on one, else of the machine."""
+    if on_gpu():
+        import paddle
+
+        return paddle.device.cuda.max_memory_allocated()
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return 0
 
 
 # ---------------------------------------------------------------- files

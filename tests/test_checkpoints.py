@@ -16,8 +16,10 @@ pytestmark = pytest.mark.filterwarnings(
 
 OPTIMIZERS = {
     "momentum": lambda p: paddle.optimizer.Momentum(0.1, momentum=0.9, parameters=p, weight_decay=1e-3),
+    "momentum fused": lambda p: paddle.optimizer.Momentum(0.1, 0.9, p, weight_decay=1e-3, use_multi_tensor=True),
     "adamw": lambda p: paddle.optimizer.AdamW(0.01, parameters=p, weight_decay=0.1),
     "adam": lambda p: paddle.optimizer.Adam(0.01, parameters=p),
+    "adam fused": lambda p: paddle.optimizer.Adam(0.01, parameters=p, use_multi_tensor=True),
     "sgd": lambda p: paddle.optimizer.SGD(0.1, parameters=p),
 }
 

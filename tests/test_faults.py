@@ -52,7 +52,7 @@ def figures(folder):
     """The log without times and starts, as it must be whatever came between."""
     with open(os.path.join(folder, "ResNet8", utility.LOG_FILE)) as file:
         records = [json.loads(line) for line in file]
-    times = ("sec", "img_per_sec", "data_wait")
+    times = ("sec", "img_per_sec", "data_wait", "peak_memory")
     return [{k: v for k, v in record.items() if k not in times} for record in records if "epoch" in record]
 
 
