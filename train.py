@@ -13,7 +13,6 @@ object a line, to train_log.jsonl in the same folder.
 import itertools
 import math
 import os
-import random
 import time
 
 import numpy as np
@@ -24,16 +23,9 @@ import metrics
 import models
 import parallel
 import reader
+import resume
 import utility
 from utility import UserError, boolean, number
-
-# Another value of one of these makes a continued run another run.
-SAME_RUN = (
-    *("loss_name", "margin", "triplet_mining", "alpha", "label_smoothing", "train_batch_size", "samples_each_class"),
-    *("total_images", "min_area", "optimizer", "freeze_bn", "seed"),
-)
-# What a continued run does not take over from the run it continues.
-THIS_PROCESS = ("checkpoint", "force", "overwrite", "model_save_dir", "pretrained_model", "use_gpu", "num_workers")
 
 
 def parse_args():
@@ -97,7 +89,7 @@ def parse_args():
 
 def main():
     args, typed = parse_args()
-    weights = find_start(args, typed)
+    weights = resume.find_start(args, typed)
     continued = weights.state if args.checkpoint else None
     train, val, classes = load_lists(args, continued)
     steps = max(1, (args.total_images or len(train.paths)) // args.train_batch_size)
@@ -127,9 +119,9 @@ def main():
     run_dir = os.path.join(args.model_save_dir, args.model)
     log = os.path.join(run_dir, utility.LOG_FILE)
     if parallel.is_first():
-        prepare_run_dir(args, run_dir, continued)
+        resume.prepare_run_dir(args, run_dir, continued)
     if continued:
-        load_progress(args, run_dir, continued, network, optimizer, scaler, state)
+        resume.load_progress(args, run_dir, continued, network, optimizer, scaler, state)
     utility.print_arguments(args)
     if args.amp != "off" and not utility.on_gpu():
         print("note: --amp works on a GPU only: training in float32")
@@ -151,13 +143,15 @@ def main():
     for epoch in range(state["epoch"], args.num_epochs):
         if epoch > state["epoch"]:
             state.update(epoch=epoch, step=0, evaluated=False)
+        elif resume.is_done(args, state):
+            continue  # with the checkpoint that this run goes on from
         if state["step"] < steps:
             train_epoch(paddle, args, network, optimizer, scaler, train, state, log, save, noted)
             save()  # before the evaluation, so that nothing that happens there can cost the epoch
-        if not state["evaluated"] and is_due(args, epoch):
+        if not state["evaluated"] and resume.is_due(args, epoch):
             recall = evaluate(network, val, args, log, epoch, noted)
             if parallel.is_first():
-                record_recall(args, run_dir, state, recall)
+                resume.record_recall(args, run_dir, state, recall)
         best = state["best"]
         print(
             f"saved {os.path.join(run_dir, str(epoch))}"
@@ -167,65 +161,6 @@ def main():
 
 
 # ---------------------------------------------------------------- before the first step
-
-
-def find_start(args, typed):
-    """Reads --checkpoint or --pretrained_model and settles flags and seed; -> models.Weights or None."""
-    if args.checkpoint == "auto":  # the same command starts a run and goes on with it
-        args.checkpoint = "latest" if last_checkpoint(args) else ""
-        args.pretrained_model = "" if args.checkpoint else args.pretrained_model
-    if args.checkpoint and args.pretrained_model:
-        raise UserError("--checkpoint continues a run with its own weights: --pretrained_model has no place beside it")
-    if args.checkpoint == "latest":
-        args.checkpoint = find_latest(args)
-    if args.checkpoint:
-        continue_run(args, typed)
-        return models.read_weights(args.checkpoint)
-    model = args.model or models.DEFAULT_MODEL
-    weights = models.read_weights(args.pretrained_model, model) if args.pretrained_model else None
-    models.settle_arguments(args, weights.state if weights else None, () if args.allow_partial else ("model",))
-    args.seed = random.SystemRandom().randrange(2**31) if args.seed is None else args.seed
-    return weights
-
-
-def find_latest(args):
-    """The path that --checkpoint=latest means: of the newest whole checkpoint, whatever the link points at."""
-    names = [args.model] if args.model else models.MODELS
-    runs = {n: found for n in names if (found := checkpoints.checkpoint_names(os.path.join(args.model_save_dir, n)))}
-    if not runs:
-        raise UserError(f"{args.model_save_dir}: --checkpoint=latest, but there is no checkpoint to continue")
-    if len(runs) > 1:
-        raise UserError(f"{args.model_save_dir}: --checkpoint=latest needs --model, one of {', '.join(runs)}")
-    return next(os.path.join(args.model_save_dir, n, found[-1]) for n, found in runs.items())
-
-
-def continue_run(args, typed):
-    """Takes every flag that was not typed over from the run that wrote `args.checkpoint`.
-
-    Raises: UserError where a typed one makes it another run.
-    """
-    state = checkpoints.read_checkpoint_state(args.checkpoint)
-    models.settle_arguments(
-        args, state, ("model", "pooling", "embedding_size") if args.force else tuple(models.SETTINGS)
-    )
-    before = state["args"]
-    for name in set(before) - typed - set(THIS_PROCESS):
-        setattr(args, name, before[name])
-    if "model_save_dir" not in typed:
-        args.model_save_dir = os.path.normpath(os.path.join(args.checkpoint, os.pardir, os.pardir))
-    changed = {n: f"--{n}={getattr(args, n)} (was {before[n]})" for n in sorted(typed & set(before) - set(THIS_PROCESS))
-               if getattr(args, n) != before[n]}  # fmt: skip
-    forbidden = [what for name, what in changed.items() if name in SAME_RUN]
-    if forbidden and not args.force:
-        raise UserError(f"{args.checkpoint}: another run: {', '.join(forbidden)}; --force=True continues all the same")
-    if changed:
-        print(f"note: the run goes on with {', '.join(changed.values())}")
-    ended = state["step"] == state["steps"] and (state["evaluated"] or not is_due(args, state["epoch"]))
-    if ended and state["epoch"] + 1 >= args.num_epochs:
-        raise UserError(
-            f"{args.checkpoint}: has all of its {state['epoch'] + 1} epochs: a larger --num_epochs than "
-            f"{args.num_epochs} goes on"
-        )
 
 
 def load_lists(args, state):
@@ -267,52 +202,6 @@ def load_lists(args, state):
         if parallel.is_first():
             reader.report_repeated(samples)
     return train._replace(labels=np.searchsorted(classes, train.labels)), val, classes
-
-
-def prepare_run_dir(args, run_dir, continued):
-    """Makes `run_dir` ready; an earlier run in it is only touched with --checkpoint or --overwrite."""
-    names = checkpoints.checkpoint_names(run_dir)
-    same = continued and os.path.realpath(run_dir) == os.path.dirname(os.path.realpath(args.checkpoint))
-    later = checkpoints.later_checkpoints(run_dir, checkpoints.checkpoint_name(continued)) if same else []
-    if later and not args.overwrite:
-        raise UserError(
-            f"{args.checkpoint}: the run has later checkpoints ({', '.join(later)}): --checkpoint=latest goes on from "
-            "the last, --overwrite=True deletes them, another --model_save_dir keeps them"
-        )
-    if names and not same and not args.overwrite:
-        raise UserError(
-            f"{run_dir}: holds an earlier run: continue it with --checkpoint=latest, delete it with --overwrite=True, "
-            "or take another --model_save_dir"
-        )
-    utility.make_directory(run_dir)
-    checkpoints.lock(run_dir)
-    checkpoints.remove_leftovers(run_dir)
-    if same:
-        checkpoints.point_at(run_dir, "latest", checkpoints.checkpoint_name(continued))
-        checkpoints.remove_checkpoints(run_dir, later)
-        checkpoints.cut_log(run_dir, continued.get("log_bytes"))
-    else:
-        checkpoints.set_run_aside(run_dir)
-
-
-def load_progress(args, run_dir, continued, network, optimizer, scaler, state):
-    """Puts what the checkpoint says of optimizer, loss scaling and progress into `optimizer`, `scaler` and `state`."""
-    if args.optimizer == continued["args"]["optimizer"]:
-        saved = models.read_pickle(os.path.join(args.checkpoint, checkpoints.OPTIMIZER_FILE))
-        checkpoints.load_optimizer_state(network, optimizer, saved)
-    else:
-        print(f"note: {args.optimizer} starts anew: it can't use the state of {continued['args']['optimizer']}")
-    if continued.get("scaler"):
-        scaler.load_state_dict({**continued["scaler"], "scale": np.array(continued["scaler"]["scale"], np.float32)})
-    # With --force an epoch may have other steps than the one that was begun: then the next begins.
-    step = state["steps"] if continued["step"] == continued["steps"] else min(continued["step"], state["steps"])
-    state.update(epoch=continued["epoch"], step=step, evaluated=continued["evaluated"])
-    best = continued["best"]
-    if best and str(best["epoch"]) in checkpoints.checkpoint_names(run_dir):  # not in another folder, or deleted since
-        state["best"] = best
-        if parallel.is_first():
-            checkpoints.point_at(run_dir, "best", str(best["epoch"]))
-    utility.compare_process(continued["process"])
 
 
 def build_network(args, weights):
@@ -517,7 +406,7 @@ def log_step(paddle, args, state, log, window, lr, loss_metric, loss_cls, logits
 def raise_diverged(args, epoch, step):
     raise UserError(
         f"the loss or a gradient became NaN or infinite in pass {epoch}, trainbatch {step}; last good checkpoint: "
-        f"{last_checkpoint(args) or 'none yet'}; try a smaller --lr than {args.lr:g}, --warmup_epochs=1"
+        f"{resume.last_checkpoint(args) or 'none yet'}; try a smaller --lr than {args.lr:g}, --warmup_epochs=1"
         + (", --amp=bfloat16" if args.amp == "float16" else "")
     )
 
@@ -526,19 +415,7 @@ def stop_message(path):
     return f"stopped: saved {path}; --checkpoint=latest goes on from there" if path else "stopped: nothing to save yet"
 
 
-def last_checkpoint(args):
-    """The path of the newest checkpoint, or None."""
-    run_dir = os.path.join(args.model_save_dir, args.model or models.DEFAULT_MODEL)
-    names = checkpoints.checkpoint_names(run_dir)
-    return os.path.join(run_dir, names[-1]) if names else None
-
-
 # ---------------------------------------------------------------- evaluation
-
-
-def is_due(args, epoch):
-    """Whether recall is measured after `epoch`."""
-    return args.eval_every > 0 and ((epoch + 1) % args.eval_every == 0 or epoch + 1 == args.num_epochs)
 
 
 def evaluate(network, val, args, log, epoch, noted):
@@ -550,7 +427,7 @@ def evaluate(network, val, args, log, epoch, noted):
     batches = reader.read_in_order(val, args, args.test_batch_size, bad)
     features, index = utility.extract(network, val, batches, bad, noted=noted)
     if noted["signal"]:
-        saved = last_checkpoint(args)
+        saved = resume.last_checkpoint(args)
         raise utility.Stopped(
             noted["signal"],
             f"stopped: {saved} is saved; --checkpoint=latest goes on from there"
@@ -568,16 +445,6 @@ def evaluate(network, val, args, log, epoch, noted):
         f"Pass {epoch}, {recalls}, {len(index)} images of {len(np.unique(val.labels))} classes, time {seconds:.2f} sec"
     )
     return result["recall@1"]
-
-
-def record_recall(args, run_dir, state, recall):
-    """Adds the evaluation of an epoch to its checkpoint, and points `best` at the best."""
-    if state["best"] is None or recall > state["best"]["recall@1"]:
-        state["best"] = {"recall@1": recall, "epoch": state["epoch"]}
-    state.update(evaluated=True, log_bytes=checkpoints.log_size(run_dir))
-    checkpoints.write_checkpoint_state(os.path.join(run_dir, str(state["epoch"])), state)
-    checkpoints.point_at(run_dir, "best", str(state["best"]["epoch"]))
-    checkpoints.remove_old_checkpoints(run_dir, args.keep)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from PIL import Image
 
 import checkpoints
 import models
+import resume
 import train as train_script
 import utility
 
@@ -174,7 +175,7 @@ def test_ended_at_any_system_call_the_last_checkpoint_is_there(tmp_path):
         for epoch, step in ((1, 2), (1, 4), (2, 1)):
             checkpoints.save_checkpoint(run_dir, network, optimizer, state(epoch, step))
             if step == 4:
-                train_script.record_recall(utility_args, run_dir, state(epoch, step), 0.5)
+                resume.record_recall(utility_args, run_dir, state(epoch, step), 0.5)
             checkpoints.remove_old_checkpoints(run_dir, 1)
 
     utility_args = type("Args", (), {"keep": 1})

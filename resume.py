@@ -1,0 +1,151 @@
+"""How a run of train.py starts, or goes on where an earlier process ended, and how it records how far it is."""
+
+import os
+import random
+
+import numpy as np
+
+import checkpoints
+import models
+import parallel
+import utility
+from utility import UserError
+
+# Another value of one of these makes a continued run another run.
+SAME_RUN = (
+    *("loss_name", "margin", "triplet_mining", "alpha", "label_smoothing", "train_batch_size", "samples_each_class"),
+    *("total_images", "min_area", "optimizer", "freeze_bn", "seed"),
+)
+# What a continued run does not take over from the run it continues.
+THIS_PROCESS = ("checkpoint", "force", "overwrite", "model_save_dir", "pretrained_model", "use_gpu", "num_workers")
+
+
+def find_start(args, typed):
+    """Reads --checkpoint or --pretrained_model and settles flags and seed; -> models.Weights or None."""
+    if args.checkpoint == "auto":  # the same command starts a run and goes on with it
+        args.checkpoint = "latest" if last_checkpoint(args) else ""
+        args.pretrained_model = "" if args.checkpoint else args.pretrained_model
+    if args.checkpoint and args.pretrained_model:
+        raise UserError("--checkpoint continues a run with its own weights: --pretrained_model has no place beside it")
+    if args.checkpoint == "latest":
+        args.checkpoint = find_latest(args)
+    if args.checkpoint:
+        continue_run(args, typed)
+        return models.read_weights(args.checkpoint)
+    model = args.model or models.DEFAULT_MODEL
+    weights = models.read_weights(args.pretrained_model, model) if args.pretrained_model else None
+    models.settle_arguments(args, weights.state if weights else None, () if args.allow_partial else ("model",))
+    args.seed = random.SystemRandom().randrange(2**31) if args.seed is None else args.seed
+    return weights
+
+
+def find_latest(args):
+    """The path that --checkpoint=latest means: of the newest whole checkpoint, whatever the link points at."""
+    names = [args.model] if args.model else models.MODELS
+    runs = {n: found for n in names if (found := checkpoints.checkpoint_names(os.path.join(args.model_save_dir, n)))}
+    if not runs:
+        raise UserError(f"{args.model_save_dir}: --checkpoint=latest, but there is no checkpoint to continue")
+    if len(runs) > 1:
+        raise UserError(f"{args.model_save_dir}: --checkpoint=latest needs --model, one of {', '.join(runs)}")
+    return next(os.path.join(args.model_save_dir, n, found[-1]) for n, found in runs.items())
+
+
+def continue_run(args, typed):
+    """Takes every flag that was not typed over from the run that wrote `args.checkpoint`.
+
+    Raises: UserError where a typed one makes it another run.
+    """
+    state = checkpoints.read_checkpoint_state(args.checkpoint)
+    models.settle_arguments(
+        args, state, ("model", "pooling", "embedding_size") if args.force else tuple(models.SETTINGS)
+    )
+    before = state["args"]
+    for name in set(before) - typed - set(THIS_PROCESS):
+        setattr(args, name, before[name])
+    if "model_save_dir" not in typed:
+        args.model_save_dir = os.path.normpath(os.path.join(args.checkpoint, os.pardir, os.pardir))
+    changed = {n: f"--{n}={getattr(args, n)} (was {before[n]})" for n in sorted(typed & set(before) - set(THIS_PROCESS))
+               if getattr(args, n) != before[n]}  # fmt: skip
+    forbidden = [what for name, what in changed.items() if name in SAME_RUN]
+    if forbidden and not args.force:
+        raise UserError(f"{args.checkpoint}: another run: {', '.join(forbidden)}; --force=True continues all the same")
+    if changed:
+        print(f"note: the run goes on with {', '.join(changed.values())}")
+    if is_done(args, state) and state["epoch"] + 1 >= args.num_epochs:
+        raise UserError(
+            f"{args.checkpoint}: has all of its {state['epoch'] + 1} epochs: a larger --num_epochs than "
+            f"{args.num_epochs} goes on"
+        )
+
+
+def prepare_run_dir(args, run_dir, continued):
+    """Makes `run_dir` ready; an earlier run in it is only touched with --checkpoint or --overwrite."""
+    names = checkpoints.checkpoint_names(run_dir)
+    same = continued and os.path.realpath(run_dir) == os.path.dirname(os.path.realpath(args.checkpoint))
+    later = checkpoints.later_checkpoints(run_dir, checkpoints.checkpoint_name(continued)) if same else []
+    if later and not args.overwrite:
+        raise UserError(
+            f"{args.checkpoint}: the run has later checkpoints ({', '.join(later)}): --checkpoint=latest goes on from "
+            "the last, --overwrite=True deletes them, another --model_save_dir keeps them"
+        )
+    if names and not same and not args.overwrite:
+        raise UserError(
+            f"{run_dir}: holds an earlier run: continue it with --checkpoint=latest, delete it with --overwrite=True, "
+            "or take another --model_save_dir"
+        )
+    utility.make_directory(run_dir)
+    checkpoints.lock(run_dir)
+    checkpoints.remove_leftovers(run_dir)
+    if same:
+        checkpoints.point_at(run_dir, "latest", checkpoints.checkpoint_name(continued))
+        checkpoints.remove_checkpoints(run_dir, later)
+        checkpoints.cut_log(run_dir, continued.get("log_bytes"))
+    else:
+        checkpoints.set_run_aside(run_dir)
+
+
+def load_progress(args, run_dir, continued, network, optimizer, scaler, state):
+    """Puts what the checkpoint says of optimizer, loss scaling and progress into `optimizer`, `scaler` and `state`."""
+    if args.optimizer == continued["args"]["optimizer"]:
+        saved = models.read_pickle(os.path.join(args.checkpoint, checkpoints.OPTIMIZER_FILE))
+        checkpoints.load_optimizer_state(network, optimizer, saved)
+    else:
+        print(f"note: {args.optimizer} starts anew: it can't use the state of {continued['args']['optimizer']}")
+    if continued.get("scaler"):
+        scaler.load_state_dict({**continued["scaler"], "scale": np.array(continued["scaler"]["scale"], np.float32)})
+    # With --force an epoch may have other steps than the one that was begun: then the next begins.
+    step = state["steps"] if continued["step"] == continued["steps"] else min(continued["step"], state["steps"])
+    state.update(epoch=continued["epoch"], step=step, evaluated=continued["evaluated"])
+    best = continued["best"]
+    if best and str(best["epoch"]) in checkpoints.checkpoint_names(run_dir):  # not in another folder, or deleted since
+        state["best"] = best
+        if parallel.is_first():
+            checkpoints.point_at(run_dir, "best", str(best["epoch"]))
+    utility.compare_process(continued["process"])
+
+
+def last_checkpoint(args):
+    """The path of the newest checkpoint, or None."""
+    run_dir = os.path.join(args.model_save_dir, args.model or models.DEFAULT_MODEL)
+    names = checkpoints.checkpoint_names(run_dir)
+    return os.path.join(run_dir, names[-1]) if names else None
+
+
+def is_done(args, state):
+    """Whether nothing is left to do of the epoch that `state` is in."""
+    return state["step"] == state["steps"] and (state["evaluated"] or not is_due(args, state["epoch"]))
+
+
+def is_due(args, epoch):
+    """Whether recall is measured after `epoch`."""
+    return args.eval_every > 0 and ((epoch + 1) % args.eval_every == 0 or epoch + 1 == args.num_epochs)
+
+
+def record_recall(args, run_dir, state, recall):
+    """Adds the evaluation of an epoch to its checkpoint, and points `best` at the best."""
+    if state["best"] is None or recall > state["best"]["recall@1"]:
+        state["best"] = {"recall@1": recall, "epoch": state["epoch"]}
+    state.update(evaluated=True, log_bytes=checkpoints.log_size(run_dir))
+    checkpoints.write_checkpoint_state(os.path.join(run_dir, str(state["epoch"])), state)
+    checkpoints.point_at(run_dir, "best", str(state["best"]["epoch"]))
+    checkpoints.remove_old_checkpoints(run_dir, args.keep)
