@@ -138,6 +138,11 @@ def checkpoint_names(run_dir):
     return sorted(names, key=_position)
 
 
+def is_there(run_dir, state):
+    """Whether the checkpoint that `state` belongs to is in `run_dir`."""
+    return checkpoint_name(state) in checkpoint_names(run_dir)
+
+
 def later_checkpoints(run_dir, name):
     """The names of those that come after the checkpoint `name`."""
     return [other for other in checkpoint_names(run_dir) if _position(other) > _position(name)]
@@ -183,19 +188,24 @@ def point_at(run_dir, link, name):
 
 
 def lock(run_dir):
-    """Keeps other processes out of `run_dir` until this one ends, however it does.
+    """Keeps other processes out of `run_dir` until this one ends, however it does; once more is no matter.
 
     Raises: UserError where there is another. Does nothing on a system or file system without locks.
     """
+    if run_dir in _locks:
+        return
     try:
         import fcntl
 
-        # Stays open, and locked, as long as the process lives.
-        fcntl.flock(os.open(run_dir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _locks[run_dir] = os.open(run_dir, os.O_RDONLY)
+        fcntl.flock(_locks[run_dir], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"{run_dir}: another train.py is writing here: take another --model_save_dir") from None
     except (ImportError, OSError):
         pass
+
+
+_locks = {}  # folder -> descriptor, which stays open
 
 
 def remove_leftovers(run_dir):

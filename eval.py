@@ -40,6 +40,7 @@ def parse_args():
 
 def main():
     args = parse_args()
+    utility.join_early(args)
     query = reader.read_list(args.val_list, args.data_dir)
     gallery = reader.read_list(args.gallery_list, args.data_dir) if args.gallery_list else None
     if gallery and not np.isin(query.labels, gallery.labels).any():

@@ -33,6 +33,7 @@ def parse_args():
 
 def main():
     args = parse_args()
+    utility.join_early(args)
     if args.input:
         samples = find_samples(args.input, args.data_dir)
     else:

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 
-HERE, GO, DONE = "here", "go", "done"
+HERE, DONE, FAILED = "here", "done", "failed"
 
 
 def rank():
@@ -58,12 +58,13 @@ def start(gpu):
         gpu: False takes gloo, whatever this paddlepaddle is built for.
     """
     global _line
-    if world_size() == 1:
+    if world_size() == 1 or _line:
         return
     if not gpu:
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
     import paddle.distributed as dist
 
+    os.environ.setdefault("FLAGS_stop_check_timeout", "120")  # how long the first waits for the others to come up
     dist.init_parallel_env()
     _line = Line(gpu)
     if not is_first():
@@ -73,14 +74,20 @@ def start(gpu):
 def end():
     """Waits until all have come to their end. A process that ends without it takes the others with it."""
     if _line:
-        _line.meet()
+        _line.meet("the end")
         _line.end()
+
+
+def is_a_repeat(seconds):
+    """Whether a signal that comes `seconds` after another is the same one: the launcher of several processes sends
+    SIGTERM three times in a second, and so it does after a Ctrl-C, which the terminal has sent to all already."""
+    return world_size() > 1 and seconds < 2
 
 
 def fail(message):
     """Tells the others why this process is about to end; `end` is then not to be called."""
     if _line:
-        _line.fail(message)
+        _line.fail(f": {message}", rank())
 
 
 def wait_to_be_ended(seconds=5):
@@ -92,27 +99,25 @@ def wait_to_be_ended(seconds=5):
 class Line:
     """A connection between each process and the first, watched in a thread.
 
-    A process that dies closes its connection, a machine that vanishes is missed by TCP's keep-alive within half a
-    minute; whoever sees it says so on stderr and ends its own process with status 1.
+    A process that dies closes its connection, a machine that vanishes is missed by TCP within half a minute; whoever
+    sees it says so on stderr and ends its own process with status 1.
     """
 
     def __init__(self, gpu):
         self.meet_first = not gpu
         self.messages = queue.Queue()
         self.ended = threading.Event()
+        host = os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0].rsplit(":", 1)[0]
         if is_first():
             key = secrets.token_bytes(16)
-            with multiprocessing.connection.Listener(("", 0), backlog=world_size(), authkey=key) as listener:
-                from_first((listener.address[1], key))
-                self.others = {}
-                while len(self.others) < world_size() - 1:
-                    # Whoever else knocks at the port does not know the key.
-                    with contextlib.suppress(multiprocessing.AuthenticationError, OSError, EOFError):
-                        connection = listener.accept()
-                        self.others[connection] = connection.recv()
+            try:
+                listener = multiprocessing.connection.Listener((host, 0), backlog=world_size())
+            except OSError:  # the others know this machine by an address that it does not know itself
+                listener = multiprocessing.connection.Listener(("", 0), backlog=world_size())
+            from_first((listener.address[1], key))
+            self.others = _accept(listener, key, f"{host}:{listener.address[1]}")
         else:
             port, key = from_first(None)
-            host = os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0].rsplit(":", 1)[0]
             connection = multiprocessing.connection.Client((host, port), authkey=key)
             connection.send(rank())
             self.others = {connection: 0}
@@ -124,52 +129,95 @@ class Line:
         open_lines = dict(self.others)
         while open_lines:
             for connection in multiprocessing.connection.wait(list(open_lines)):
-                who = f"process {open_lines[connection]} of {world_size()}"
+                who = open_lines[connection]
                 try:
-                    message = connection.recv()
+                    kind, text, number = connection.recv()
                 except (EOFError, OSError):
-                    message = ("failed", f"{who} has died: see its log and its machine")
-                if message == DONE:
+                    kind, text, number = FAILED, " has died: see its log and its machine", who
+                if kind == DONE:
                     del open_lines[connection]
-                elif message in (HERE, GO):
-                    self.messages.put(message)
-                elif not self.ended.is_set():
-                    _, text = message
-                    if is_first():
-                        text = text if text.startswith("process ") else f"{who}: {text}"
-                        self.fail(text)
-                    print(f"error: {text}; the whole run ends", file=sys.stderr, flush=True)
-                    os._exit(1)
+                elif kind == FAILED:
+                    self.die(text, number)
+                else:
+                    self.messages.put((who, text))
 
-    def send(self, message):
+    def send(self, kind, text="", number=0):
         for connection in self.others:
             with contextlib.suppress(OSError):  # one that is gone is noticed by the watch
-                connection.send(message)
+                connection.send((kind, text, number))
 
-    def meet(self):
-        """Returns when every process has come here."""
+    def meet(self, what):
+        """Returns when every process has come to the same `what`."""
         if is_first():
             for _ in self.others:
-                self.messages.get()
-            self.send(GO)
+                number, there = self.messages.get()
+                if there != what:
+                    self.die(f" came to {there} when process 0 came to {what}: they do not do the same", number)
+            self.send(HERE, what)
         else:
-            self.send(HERE)
+            self.send(HERE, what)
             self.messages.get()
 
     def end(self):
         self.ended.set()
         self.send(DONE)
 
-    def fail(self, message):
+    def fail(self, text, number):
+        """Tells the others that process `number` has failed."""
         self.ended.set()
-        self.send(("failed", message))
+        self.send(FAILED, text, number)
+
+    def die(self, text, number):
+        """Ends this process because process `number` has failed, and, from the first, all others."""
+        if not self.ended.is_set():
+            self.fail(text, number)
+            print(f"error: process {number} of {world_size()}{text}; the whole run ends", file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+def _accept(listener, key, address):
+    """Waits for a connection from each other process; -> {connection: rank}.
+
+    Whoever else knocks at the port does not know the key, and may be silent: each is heard in a thread of its own.
+    """
+    from utility import UserError
+
+    heard = queue.Queue()
+
+    def hear(connection):
+        with contextlib.suppress(multiprocessing.AuthenticationError, OSError, EOFError):
+            multiprocessing.connection.deliver_challenge(connection, key)
+            multiprocessing.connection.answer_challenge(connection, key)
+            heard.put((connection, connection.recv()))
+
+    def accept():
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                threading.Thread(target=hear, args=(listener.accept(),), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    others, deadline = {}, time.time() + 60
+    while len(others) < world_size() - 1:
+        try:
+            connection, number = heard.get(timeout=max(0, deadline - time.time()))
+        except queue.Empty:
+            missing = sorted(set(range(1, world_size())) - set(others.values()))
+            raise UserError(
+                f"process {missing[0]} of {world_size()} did not connect to {address} within a minute: the machines "
+                "must reach each other on all ports"
+            ) from None
+        others[connection] = number
+    listener.close()
+    return others
 
 
 def _keep_alive(connection):
     """Has the system ask every few seconds whether the other machine is still there."""
     with socket.socket(fileno=os.dup(connection.fileno())) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+        # The last is for a message that is not acknowledged, which keeps the others from being sent.
+        options = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4), ("TCP_USER_TIMEOUT", 30_000))
+        for name, value in options:
             if hasattr(socket, name):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
@@ -177,15 +225,15 @@ def _keep_alive(connection):
 # ---------------------------------------------------------------- what they tell each other
 
 
-def meet():
-    """Returns when every process has come here, however long that takes."""
+def meet(what):
+    """Returns when every process has come to `what`, however long that takes."""
     if _line:
-        _line.meet()
+        _line.meet(what)
 
 
-def _before_a_collective():
+def _before_a_collective(what):
     if _line and _line.meet_first:
-        _line.meet()
+        _line.meet(what)
 
 
 def from_first(value):
@@ -194,7 +242,7 @@ def from_first(value):
         return value
     import paddle.distributed as dist
 
-    _before_a_collective()
+    _before_a_collective("a broadcast")
     values = [value]
     dist.broadcast_object_list(values, 0)
     return values[0]
@@ -206,7 +254,7 @@ def gather_objects(value):
         return [value]
     import paddle.distributed as dist
 
-    _before_a_collective()
+    _before_a_collective("a gathering of objects")
     values = []
     dist.all_gather_object(values, value)
     return values
@@ -219,10 +267,10 @@ def largest(value):
     import paddle
     import paddle.distributed as dist
 
-    _before_a_collective()
+    _before_a_collective("a maximum")
     tensor = paddle.to_tensor([value], dtype="int64")
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
-    return int(tensor.item())
+    return int(tensor.numpy()[0])
 
 
 def gather(tensor):
@@ -256,7 +304,7 @@ def _all_gather(tensor):
     import paddle
     import paddle.distributed as dist
 
-    _before_a_collective()
+    _before_a_collective("a gathering")
     parts = []
     dist.all_gather(parts, tensor)
     return paddle.concat(parts)
@@ -267,7 +315,7 @@ def sum_gradients(parameters):
     if world_size() > 1:
         from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients_with_group
 
-        _before_a_collective()
+        _before_a_collective("a sum of gradients")
         fused_allreduce_gradients_with_group(parameters, None, scale=1.0)
 
 
@@ -280,28 +328,29 @@ def average(tensors):
 
     with paddle.no_grad():
         flat = paddle.concat([tensor.flatten() for tensor in tensors])
-        _before_a_collective()
+        _before_a_collective("a mean")
         dist.all_reduce(flat)
         parts = (flat / world_size()).split([tensor.size for tensor in tensors])
         for tensor, part in zip(tensors, parts):
-            tensor.set_value(part.reshape(tensor.shape))
+            paddle.assign(part.reshape(tensor.shape), output=tensor)
 
 
 def collect(items, noted=None):
     """Yields the items of all processes, those of each in their order, to the first process; nothing to the others.
 
-    An item is a Python object; they go over in rounds of one from each process, so that none has to keep many.
+    An item is a Python object; they go over in rounds of one from each process, so that none has to keep many. (To all
+    of them: Paddle 2.6.2 has no gathering of objects in one.)
 
     Args:
-        noted: from utility.note_signals: a signal that one process has got ends this in all, by StopIteration.
+        noted: from utility.note_signals: a signal that one process has got ends this in all, and is in "agreed" then.
     """
-    noted = noted or {"signal": 0}
+    noted = {"signal": 0} if noted is None else noted
     while True:
         item = next(items, None)
         found = gather_objects((noted["signal"], item))
-        noted["signal"] = max(number for number, _ in found)
+        noted["agreed"] = max(number for number, _ in found)
         found = [item for _, item in found if item is not None]
-        if noted["signal"] or not found:
+        if noted["agreed"] or not found:
             return
         if is_first():
             yield from found

@@ -413,31 +413,36 @@ def sequential_batches(count, batch_size):
         yield np.arange(start, min(start + batch_size, count))
 
 
-def substitutes(labels, index, batch, good, start, row):
-    """Yields the pictures that may take the place of the bad one `index`, the best first.
+def substitutes(labels, batch, start, row):
+    """Yields the pictures that may take the place of the bad one in `row` of a batch, the best first.
 
     First others of its class, those that are not in the batch before those that are; then pictures of a class that is
     not in the batch, the same one for all of a class's bad pictures; then any.
 
+    The rows of a class have their turns at its pictures, so that no two take the same one, although nothing is known
+    here of the other rows: in another process, they may be bad or not.
+
     Args:
         labels: int64 [N], of the list.
-        batch: the batch as it was drawn; good: the pictures that are in it now.
-        start: position of the batch; row: position in it. They and the labels are all that the draw depends on.
+        batch: int64 [B], as it was drawn; start: its position. They and `row` are all that the draw depends on.
     """
-    rng = np.random.default_rng([start, row])
-    used = np.concatenate([batch, good])
+    label = labels[batch[row]]
+    rows = np.flatnonzero(labels[batch] == label)
+    turn = np.searchsorted(rows, row)
+    rng = np.random.default_rng([start, np.searchsorted(np.unique(labels), label)])
 
-    def shuffled(pictures):
+    def in_turns(pictures):
         pictures = rng.permutation(pictures)
-        is_used = np.isin(pictures, used)
-        return np.concatenate([pictures[~is_used], pictures[is_used]])
+        return np.concatenate([pictures[turn :: len(rows)], pictures])
 
-    own = np.flatnonzero(labels == labels[index])
-    yield from shuffled(own[own != index])
-    classes = np.random.default_rng([start, np.searchsorted(np.unique(labels), labels[index])])
-    for other in classes.permutation(np.setdiff1d(labels, labels[batch])):
-        yield from shuffled(np.flatnonzero(labels == other))
-    yield from shuffled(np.arange(len(labels)))
+    own = np.flatnonzero(labels == label)
+    own = own[own != batch[row]]
+    used = np.isin(own, batch)
+    yield from in_turns(own[~used])
+    yield from in_turns(own[used])
+    for other in rng.permutation(np.setdiff1d(labels, labels[batch])):
+        yield from in_turns(np.flatnonzero(labels == other))
+    yield from in_turns(np.arange(len(labels)))
 
 
 def read_batches(
@@ -511,7 +516,7 @@ def read_batches(
             good[row] = False
             note(index[row], reason)
         for row in bad if replace else ():
-            for i in substitutes(samples.labels, index[row], whole, index[good], start, position - start + row):
+            for i in substitutes(samples.labels, whole, start, position - start + row):
                 if i not in known_bad:
                     index[row] = i
                     again = read(images, index, [row], position)

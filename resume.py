@@ -1,5 +1,6 @@
 """How a run of train.py starts, or goes on where an earlier process ended, and how it records how far it is."""
 
+import hashlib
 import os
 import random
 
@@ -21,16 +22,29 @@ THIS_PROCESS = ("checkpoint", "force", "overwrite", "model_save_dir", "pretraine
 
 
 def find_start(args, typed):
-    """Reads --checkpoint or --pretrained_model and settles flags and seed; -> models.Weights or None."""
-    if args.checkpoint == "auto":  # the same command starts a run and goes on with it
-        args.checkpoint = "latest" if last_checkpoint(args) else ""
+    """Reads --checkpoint or --pretrained_model and settles flags and seed; -> models.Weights or None.
+
+    Raises: UserError; Stopped where --checkpoint=auto finds nothing left to do.
+    """
+    auto = args.checkpoint == "auto"  # the same command starts a run and goes on with it
+    if auto:
+        args.checkpoint = find_latest(args) or ""
         args.pretrained_model = "" if args.checkpoint else args.pretrained_model
     if args.checkpoint and args.pretrained_model:
         raise UserError("--checkpoint continues a run with its own weights: --pretrained_model has no place beside it")
     if args.checkpoint == "latest":
         args.checkpoint = find_latest(args)
+        if not args.checkpoint:
+            raise UserError(f"{args.model_save_dir}: --checkpoint=latest, but there is no checkpoint to continue")
     if args.checkpoint:
-        continue_run(args, typed)
+        state = continue_run(args, typed)
+        if is_done(args, state) and state["epoch"] + 1 >= args.num_epochs:
+            if auto:
+                raise utility.Stopped(0, f"done before: {args.checkpoint}")
+            raise UserError(
+                f"{args.checkpoint}: has all of its {state['epoch'] + 1} epochs: a larger --num_epochs than "
+                f"{args.num_epochs} goes on"
+            )
         return models.read_weights(args.checkpoint)
     model = args.model or models.DEFAULT_MODEL
     weights = models.read_weights(args.pretrained_model, model) if args.pretrained_model else None
@@ -40,18 +54,48 @@ def find_start(args, typed):
 
 
 def find_latest(args):
-    """The path that --checkpoint=latest means: of the newest whole checkpoint, whatever the link points at."""
+    """The path of the newest whole checkpoint in --model_save_dir, whatever the link points at, or None."""
     names = [args.model] if args.model else models.MODELS
-    runs = {n: found for n in names if (found := checkpoints.checkpoint_names(os.path.join(args.model_save_dir, n)))}
-    if not runs:
-        raise UserError(f"{args.model_save_dir}: --checkpoint=latest, but there is no checkpoint to continue")
+    runs = [name for name in names if checkpoints.checkpoint_names(os.path.join(args.model_save_dir, name))]
     if len(runs) > 1:
-        raise UserError(f"{args.model_save_dir}: --checkpoint=latest needs --model, one of {', '.join(runs)}")
-    return next(os.path.join(args.model_save_dir, n, found[-1]) for n, found in runs.items())
+        raise UserError(f"{args.model_save_dir}: --checkpoint=latest or auto needs --model, one of {', '.join(runs)}")
+    return newest_checkpoint(os.path.join(args.model_save_dir, runs[0])) if runs else None
+
+
+def newest_checkpoint(run_dir):
+    """The path of the newest checkpoint in `run_dir`, or None."""
+    names = checkpoints.checkpoint_names(run_dir)
+    return os.path.join(run_dir, names[-1]) if names else None
+
+
+def check_alike(args, weights, lists):
+    """Raises a UserError, in all of several processes, where they were not started alike.
+
+    As where --checkpoint=latest finds another folder on another machine.
+    """
+    if parallel.world_size() == 1:
+        return
+    own = {*THIS_PROCESS, "data_dir", "train_list", "val_list"}  # each machine may have the lists elsewhere
+    facts = {f"--{name}": value for name, value in vars(args).items() if name not in own}
+    facts.update({f"the content of --{name}": value for name, value in lists.items()})
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.tensors.items()) if weights else ():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value))
+    facts["the weights to start from"] = digest.hexdigest()
+    facts["the checkpoint to go on from"] = checkpoints.checkpoint_name(weights.state) if args.checkpoint else None
+    first, *others = parallel.gather_objects(facts)
+    for number, other in enumerate(others, 1):
+        different = sorted(name for name in first if first[name] != other[name])
+        if different:
+            raise UserError(
+                f"process {number} was not started as process 0 was: different are {', '.join(different)}; all "
+                "machines need the same command, and the same files or a folder that they share"
+            )
 
 
 def continue_run(args, typed):
-    """Takes every flag that was not typed over from the run that wrote `args.checkpoint`.
+    """Takes every flag that was not typed over from the run that wrote `args.checkpoint`; -> its state.
 
     Raises: UserError where a typed one makes it another run.
     """
@@ -71,15 +115,13 @@ def continue_run(args, typed):
         raise UserError(f"{args.checkpoint}: another run: {', '.join(forbidden)}; --force=True continues all the same")
     if changed:
         print(f"note: the run goes on with {', '.join(changed.values())}")
-    if is_done(args, state) and state["epoch"] + 1 >= args.num_epochs:
-        raise UserError(
-            f"{args.checkpoint}: has all of its {state['epoch'] + 1} epochs: a larger --num_epochs than "
-            f"{args.num_epochs} goes on"
-        )
+    return state
 
 
 def prepare_run_dir(args, run_dir, continued):
     """Makes `run_dir` ready; an earlier run in it is only touched with --checkpoint or --overwrite."""
+    if os.path.isdir(run_dir):
+        checkpoints.lock(run_dir)  # before looking, for another process may be about to save
     names = checkpoints.checkpoint_names(run_dir)
     same = continued and os.path.realpath(run_dir) == os.path.dirname(os.path.realpath(args.checkpoint))
     later = checkpoints.later_checkpoints(run_dir, checkpoints.checkpoint_name(continued)) if same else []
@@ -117,6 +159,9 @@ def load_progress(args, run_dir, continued, network, optimizer, scaler, state):
     step = state["steps"] if continued["step"] == continued["steps"] else min(continued["step"], state["steps"])
     state.update(epoch=continued["epoch"], step=step, evaluated=continued["evaluated"])
     best = continued["best"]
+    if best and continued.get("val_list") not in (None, state["val_list"]):
+        print("note: another --val_list: what was the best on the old one is forgotten")
+        best = None
     if best and str(best["epoch"]) in checkpoints.checkpoint_names(run_dir):  # not in another folder, or deleted since
         state["best"] = best
         if parallel.is_first():
@@ -125,10 +170,8 @@ def load_progress(args, run_dir, continued, network, optimizer, scaler, state):
 
 
 def last_checkpoint(args):
-    """The path of the newest checkpoint, or None."""
-    run_dir = os.path.join(args.model_save_dir, args.model or models.DEFAULT_MODEL)
-    names = checkpoints.checkpoint_names(run_dir)
-    return os.path.join(run_dir, names[-1]) if names else None
+    """The path of the newest checkpoint of the run in progress, or None."""
+    return newest_checkpoint(os.path.join(args.model_save_dir, args.model))
 
 
 def is_done(args, state):

@@ -89,19 +89,21 @@ def parse_args():
 
 def main():
     args, typed = parse_args()
+    utility.join_early(args)
     weights = resume.find_start(args, typed)
     continued = weights.state if args.checkpoint else None
     train, val, classes = load_lists(args, continued)
     steps = max(1, (args.total_images or len(train.paths)) // args.train_batch_size)
-    fingerprint = reader.fingerprint(train)
-    if continued and fingerprint != continued.get("train_list", fingerprint) and not args.force:
+    lists = {"train_list": reader.fingerprint(train), "val_list": reader.fingerprint(val) if val else None}
+    if continued and lists["train_list"] != continued.get("train_list", lists["train_list"]) and not args.force:
         raise UserError(
             f"{args.train_list}: not the pictures and labels that the run of {args.checkpoint} had; --force=True "
             "continues all the same"
         )
+    args.seed = parallel.from_first(args.seed)
+    resume.check_alike(args, weights, lists)
 
     paddle = utility.start_paddle(args.use_gpu, args.seed, args.deterministic)
-    args.seed = parallel.from_first(args.seed)
     noted = utility.note_signals()
     network = build_network(args, weights)
     optimizer = build_optimizer(paddle, args, network)
@@ -109,7 +111,7 @@ def main():
     # What belongs to the run beside weights and optimizer; `step` counts those that are done in `epoch`.
     state = {
         "settings": {name: getattr(args, name) for name in (*models.SETTINGS, "class_dim")},
-        "train_list": fingerprint,
+        **lists,
         "labels": classes.tolist(),
         "trained_labels": np.unique(classes[train.labels]).tolist(),
         **{"epoch": 0, "step": 0, "steps": steps, "evaluated": False, "best": None},
@@ -125,7 +127,7 @@ def main():
     utility.print_arguments(args)
     if args.amp != "off" and not utility.on_gpu():
         print("note: --amp works on a GPU only: training in float32")
-    parallel.meet()
+    parallel.meet("the start")
     utility.log_json(log, {"args": vars(args), "process": utility.describe_process()})
 
     def save():
@@ -135,9 +137,11 @@ def main():
             state["log_bytes"] = checkpoints.log_size(run_dir)
             checkpoints.save_checkpoint(run_dir, network, optimizer, state)
             checkpoints.remove_old_checkpoints(run_dir, args.keep)
-        parallel.meet()
+        parallel.meet("a checkpoint")
         return os.path.join(run_dir, checkpoints.checkpoint_name(state))
 
+    if continued and parallel.from_first(not checkpoints.is_there(run_dir, state)):
+        save()  # the run goes on in another folder, or with other steps
     if args.eval_at_start and not continued:
         evaluate(network, val, args, log, -1, noted)
     for epoch in range(state["epoch"], args.num_epochs):
@@ -339,7 +343,7 @@ def train_epoch(paddle, args, network, optimizer, scaler, train, state, log, sav
         log_now = last or step % args.log_every == 0
         save_now = not last and args.save_every > 0 and (step + 1) % args.save_every == 0
         look = log_now or save_now or not utility.on_gpu()
-        if look and not finite.item():
+        if look and not finite.numpy():  # unlike item(), numpy() lets other threads run while it waits for a GPU
             raise_diverged(args, epoch, step)
         scaler.step(optimizer)
         scaler.update()
@@ -355,11 +359,11 @@ def train_epoch(paddle, args, network, optimizer, scaler, train, state, log, sav
         # Several processes stop at the same step; on GPUs they ask each other at log lines only.
         signal = parallel.largest(noted["signal"]) if look or parallel.world_size() == 1 else 0
         if not last and (save_now or signal):
-            if not finite.item():
+            if not finite.numpy():
                 raise_diverged(args, epoch, step)
             path = save()
             if signal:
-                raise utility.Stopped(signal, stop_message(path))
+                raise stopped(signal, path)
     bad_images = sorted(picture for part in parallel.gather_objects(bad_images) for picture in part)
     if parallel.is_first():
         reader.report_bad_images(train, bad_images)
@@ -411,8 +415,10 @@ def raise_diverged(args, epoch, step):
     )
 
 
-def stop_message(path):
-    return f"stopped: saved {path}; --checkpoint=latest goes on from there" if path else "stopped: nothing to save yet"
+def stopped(signal, path):
+    """What ends the run after a signal; `path`: the checkpoint to go on from, or None."""
+    saved = f"saved {path}; --checkpoint=latest goes on from there" if path else "nothing to save yet"
+    return utility.Stopped(128 + signal, f"stopped: {saved}")
 
 
 # ---------------------------------------------------------------- evaluation
@@ -426,14 +432,8 @@ def evaluate(network, val, args, log, epoch, noted):
     start, bad = time.time(), []
     batches = reader.read_in_order(val, args, args.test_batch_size, bad)
     features, index = utility.extract(network, val, batches, bad, noted=noted)
-    if noted["signal"]:
-        saved = resume.last_checkpoint(args)
-        raise utility.Stopped(
-            noted["signal"],
-            f"stopped: {saved} is saved; --checkpoint=latest goes on from there"
-            if saved
-            else "stopped: nothing to save",
-        )
+    if noted["agreed"]:
+        raise stopped(noted["agreed"], resume.last_checkpoint(args))
     if not parallel.is_first():
         return None
     reader.report_bad_images(val, bad)

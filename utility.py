@@ -28,11 +28,11 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """SIGTERM or Ctrl-C has ended a run in good order; `status` is the process's exit status, 143 or 130."""
+    """The run ends here in good order; `status` is the process's exit status: 143 or 130 after SIGTERM or Ctrl-C."""
 
-    def __init__(self, number, message):
+    def __init__(self, status, message):
         super().__init__(message)
-        self.status = 128 + number
+        self.status = status
 
 
 def run_script(main):
@@ -70,22 +70,30 @@ def run_script(main):
 
 
 def note_signals():
-    """From now on SIGTERM and Ctrl-C end nothing, but are noted in the dict that is returned, under "signal".
+    """From now on the first SIGTERM or Ctrl-C ends nothing; a second one ends the process at once.
 
-    The first one, that is; a second one ends the process at once. To be called after paddle's import, which sets
-    handlers of its own.
+    To be called after paddle's import, which sets handlers of its own.
+
+    Returns: a dict in which "signal" is the number of the signal that came, or 0; "agreed" the one that all processes
+        know of.
     """
-    noted = {"signal": 0, "time": 0.0}
+    noted = {"signal": 0, "agreed": 0}
+    first = 0.0
 
     def note(number, frame):
-        # The launcher of several processes sends SIGTERM three times in a second, and after a Ctrl-C of the terminal.
-        if parallel.world_size() > 1 and noted["signal"] and time.time() - noted["time"] < 2:
-            return
+        nonlocal first
         if noted["signal"]:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        noted.update(signal=number, time=time.time())
-        print(f"{signal.Signals(number).name}: stopping after this step; once more stops at once", file=sys.stderr)
+            if not parallel.is_a_repeat(time.time() - first):
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        noted["signal"], first = number, time.time()
+        if parallel.world_size() == 1:
+            # The system's own handlers end the process even in the middle of a long computation.
+            for other in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(other, signal.SIG_DFL)
+        # Not print, which may be what the signal has interrupted.
+        os.write(2, f"{signal.Signals(number).name}: stopping after this step; once more stops at once\n".encode())
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, note)
@@ -249,6 +257,15 @@ def start_paddle(use_gpu=False, seed=None, deterministic=None):
     return paddle
 
 
+def join_early(args):
+    """Where several processes were launched, has them join: then a mistake that one of them meets ends all.
+
+    To be called first of all. In a process on its own a mistake need not wait for paddle's import.
+    """
+    if parallel.world_size() > 1:
+        start_paddle(args.use_gpu, args.seed)
+
+
 def describe_process():
     """What the last bits of a result depend on beside the flags: threads, MKL's code path, versions, device."""
     import numpy as np
@@ -315,7 +332,7 @@ def make_directory(path):
     """Creates `path` and its parents; a UserError where that or writing into it is impossible."""
     try:
         os.makedirs(path, exist_ok=True)
-        probe = os.path.join(path, f".write_test_{os.getpid()}")
+        probe = os.path.join(path, f".write_test.tmp{os.getpid()}")
         with open(probe, "w"):
             pass
         os.remove(probe)
@@ -438,7 +455,7 @@ def extract(network, samples, batches, bad, on_batch=None, noted=None):
                 clear_progress()
                 on_batch(index, logits)
     bad[:] = sorted(picture for part in parallel.gather_objects(bad) for picture in part)
-    if not parallel.is_first() or (noted and noted["signal"]):
+    if not parallel.is_first() or (noted and noted["agreed"]):
         return None, None
     if not features:
         raise UserError("not one image could be read")

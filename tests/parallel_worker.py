@@ -56,7 +56,7 @@ def collectives():
             assert sorted(found) == [(r, i) for r in range(size) for i in range(counts[r])]
     # A signal in one process ends it in all.
     noted = {"signal": 15 * (rank == size - 1)}
-    assert list(parallel.collect(iter([1, 2]), noted)) == [] and noted["signal"] == 15
+    assert list(parallel.collect(iter([1, 2]), noted)) == [] and noted["agreed"] == 15
     # gloo alone would give up after 30 seconds.
     if rank == 0 and "slow" in sys.argv:
         time.sleep(35)

@@ -147,6 +147,44 @@ def test_a_run_killed_in_its_evaluation_makes_up_for_it(birds, tmp_path):
         assert sum('"eval"' in line for line in file) == 2
     assert os.readlink(path.parent / "best") == "1"
     assert "has all of its 2 epochs" in run("train.py", f"--checkpoint={path}", status=2).stderr
+    auto = run("train.py", f"--model_save_dir={tmp_path}/killed", "--checkpoint=auto")
+    assert auto.stderr == f"done before: {path}\n"
+
+
+def test_auto_finds_the_model_of_its_run(birds, trained, tmp_path):
+    """Where no --model is typed: it is the one of --pretrained_model."""
+    flags = [*birds.lists, *TINY[1:], f"--pretrained_model={trained}/ResNet8/best", f"--model_save_dir={tmp_path}"]
+    run("train.py", *flags, "--num_epochs=1", "--checkpoint=auto")
+    out = run("train.py", *flags, "--num_epochs=2", "--checkpoint=auto").stdout
+    assert "Pass 1, " in out and "Pass 0, " not in out
+
+
+def test_a_run_that_goes_on_in_another_folder_or_with_other_steps(birds, tmp_path):
+    """The checkpoint that it goes on from is put there first: its recall may still have to be measured."""
+    flags = ["--num_epochs=1", "--eval_every=0", "--keep=9"]
+    process = start(birds, tmp_path / "a", *flags)
+    assert process.wait() == 0
+    flags = [f"--checkpoint={tmp_path}/a/ResNet8/0", "--eval_every=1"]
+    out = run("train.py", *flags, f"--model_save_dir={tmp_path}/b", "--num_epochs=2").stdout
+    assert re.findall(r"^Pass (\d), recall", out, re.MULTILINE) == ["0", "1"]
+    assert checkpoints.checkpoint_names(tmp_path / "b" / "ResNet8") == ["0", "1"]
+    process = start(birds, tmp_path / "c", "--num_epochs=2", "--save_every=4", "--total_images=80")
+    assert wait_for_steps(process, 6)
+    process.kill()
+    process.communicate()
+    assert checkpoints.checkpoint_names(tmp_path / "c" / "ResNet8")[-1].startswith("0_")
+    flags = [f"--model_save_dir={tmp_path}/c", "--checkpoint=latest", "--total_images=8", "--force=True"]
+    out = run("train.py", *flags).stdout
+    assert re.findall(r"^Pass (\d), recall", out, re.MULTILINE) == ["0", "1"]
+
+
+def test_the_best_of_another_list_is_forgotten(birds, tmp_path):
+    process = start(birds, tmp_path / "a", "--num_epochs=1")
+    assert process.wait() == 0
+    (tmp_path / "short.txt").write_text("\n".join(read_rows(birds.val_list)[:12]))
+    flags = [f"--val_list={tmp_path}/short.txt", f"--data_dir={birds.root}", f"--model_save_dir={tmp_path}/a"]
+    out = run("train.py", *flags, "--checkpoint=latest", "--num_epochs=2").stdout
+    assert "note: another --val_list" in out and os.readlink(tmp_path / "a" / "ResNet8" / "best") == "1"
 
 
 def network_and_optimizer():
@@ -266,11 +304,10 @@ def test_a_full_disk(birds, tmp_path, small_disk):
     )
     run("eval.py", *birds.lists, f"--pretrained_model={small_disk}/ResNet8/latest", "--use_gpu=False")
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
-    run("train.py", f"--model_save_dir={small_disk}", "--checkpoint=latest", "--num_epochs=2")
-    process = start(birds, tmp_path / "whole", "--num_epochs=2")
+    run("train.py", f"--model_save_dir={small_disk}", "--checkpoint=latest")
+    process = start(birds, tmp_path / "whole", "--num_epochs=5")
     assert process.wait() == 0
-    # The best of the run with 5 epochs planned is the same as far as it went.
-    assert checkpoints.checkpoint_names(small_disk / "ResNet8")[-1] == "1"
+    assert_same_run(tmp_path / "whole", small_disk, "4")
 
 
 def test_a_full_disk_under_the_log(birds, small_disk):
