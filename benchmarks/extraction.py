@@ -43,13 +43,18 @@ def main(arguments=None):
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--cpu_time",
+        action="store_true",
+        help="count the CPU seconds of each process: for one thread on a machine that others use, too",
+    )
     parser.add_argument("--only", default="", help="names with commas between them: just these")
     parser.add_argument("--output_json", default="")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.worker:
-        return serve(args.worker, args.folder, args.threads)
+        return serve(args.worker, args.folder, args.threads, time.process_time if args.cpu_time else time.perf_counter)
     names = args.only.split(",") if args.only else [*OURS, *OTHERS]
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, __file__, "--worker=weights", f"--folder={folder}"], check=True)
@@ -73,6 +78,7 @@ def start(names, args, folder):
     for name in names:
         python = sys.executable if name in OURS else args.python
         command = [python, __file__, f"--worker={name}", f"--folder={folder}", f"--threads={args.threads}"]
+        command += ["--cpu_time"] if args.cpu_time else []
         environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
         if name in OTHERS:
             environment.pop("MKL_DEBUG_CPU_TYPE", None)
@@ -114,7 +120,9 @@ def measure(workers, args):
             for name, worker in workers.items():
                 speeds[name].append(ask(worker, f"run {batch} {args.seconds}"))
                 time.sleep(0.3)  # until the threads of the last one have gone to sleep
-        print(f"\nbatch {batch}, {args.threads} threads, {args.rounds} rounds of {args.seconds} s")
+        print(
+            f"\nbatch {batch}, {args.threads} threads, {args.rounds} rounds of {args.seconds} {'CPU ' * args.cpu_time}s"
+        )
         for precision in ("float32", "bf16"):
             table = {name: rates for name, rates in speeds.items() if {**OURS, **OTHERS}[name] == precision}
             others = {name: rates for name, rates in table.items() if name in OTHERS}
@@ -134,7 +142,7 @@ def measure(workers, args):
     return result
 
 
-def serve(name, folder, threads):
+def serve(name, folder, threads, clock):
     """The process of one competitor: reads orders from stdin, answers in JSON lines on stdout."""
     if name == "weights":
         return write_weights(folder)
@@ -147,11 +155,11 @@ def serve(name, folder, threads):
         else:
             batch, seconds = pictures[: int(order[1])], float(order[2])
             run(batch)
-            count, begin = 0, time.perf_counter()
-            while count < 2 or time.perf_counter() - begin < seconds:
+            count, begin = 0, clock()
+            while count < 2 or clock() - begin < seconds:
                 run(batch)
                 count += 1
-            answer = count * len(batch) / (time.perf_counter() - begin)
+            answer = count * len(batch) / (clock() - begin)
         print(json.dumps({"answer": answer}), flush=True)
 
 

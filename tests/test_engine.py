@@ -241,7 +241,6 @@ def test_short_lists_and_eager_run_the_network_itself(network):
     enough = engine.MIN_PIXELS // 32**2
     assert engine.prepare(network, arguments(), enough - 1) is network
     assert engine.prepare(network, arguments(engine="eager"), enough) is network
-    assert callable(engine.prepare(network, arguments(), enough)) and network is not None
     assert engine.prepare(network, arguments(), enough) is not network
     assert engine.prepare(network, arguments(engine="inference"), 1) is not network
     with pytest.raises(UserError, match="leave out --engine=eager"):
@@ -259,6 +258,18 @@ def test_bf16_on_a_cpu_without_it(network, monkeypatch, capsys):
     assert engine.prepare(network, arguments(precision="bf16"), 1) is network
     note = "note: --precision=bf16, but this CPU has no instructions for it: running in float32\n"
     assert capsys.readouterr().err == note
+
+
+def test_models_are_kept_beside_the_weights_and_else_in_the_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEP_METRIC_LEARNING_CACHE", str(tmp_path / "cache"))
+    checkpoint = tmp_path / "run" / "7"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.pdparams").write_bytes(b"")
+    (tmp_path / "run" / "best").symlink_to("7")
+    beside, elsewhere = engine.model_folders(arguments(pretrained_model=str(tmp_path / "run" / "best")))
+    assert beside == str(checkpoint / "model.pdparams.inference")
+    assert os.path.dirname(elsewhere) == str(tmp_path / "cache" / "inference")
+    assert engine.model_folders(arguments()) == []
 
 
 @pytest.fixture(scope="module")
