@@ -27,7 +27,7 @@ test: $(VENV)/installed-dev
 test-2.6:
 	$(MAKE) VENV=.venv-2.6 REQUIREMENTS=requirements-2.6.txt .venv-2.6/installed-dev
 	.venv-2.6/bin/python -m pytest -n 2 tests/test_scripts.py tests/test_bad_input.py tests/test_pretrained.py \
-		tests/test_faults.py tests/test_parallel.py tests/test_checkpoints.py
+		tests/test_faults.py tests/test_parallel.py tests/test_checkpoints.py tests/test_engine.py
 
 soak: $(VENV)/installed-dev
 	$(RUN) tests/soak.py --minutes=$(or $(MINUTES),30)

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 
+import engine
 import metrics
 import models
 import parallel
@@ -24,6 +25,7 @@ def parse_args():
     parser = utility.make_parser(__doc__)
     reader.add_data_arguments(parser)
     models.add_model_arguments(parser)
+    engine.add_engine_arguments(parser)
     # fmt: off
     add = parser.add_argument_group("evaluation").add_argument
     add("--batch_size", type=number(int, low=1), default=32, help="images at once; changes no figure")
@@ -57,6 +59,7 @@ def main():
     utility.print_arguments(args)
 
     start = time.time()
+    network = engine.prepare(network, args, sum(len(samples.paths) for samples in (query, gallery) if samples))
     classes = head_classes(args, query, head_labels, trained)
     features, labels, result = run_list(network, query, args, classes)
     if gallery:

@@ -4,12 +4,17 @@
 
 --feature_file holds `features` float32 [N, D] (the embeddings, not normalised), `paths` and, where the input is a list
 with labels, `labels` int64 [N], all in the order of the input.
+
+    python infer.py --pretrained_model=output/ResNet50/best --export_dir=exported
+
+writes a model for Paddle Inference that takes pictures and returns embeddings, without any of these scripts.
 """
 
 import os
 
 import numpy as np
 
+import engine
 import models
 import parallel
 import reader
@@ -21,20 +26,28 @@ def parse_args():
     parser = utility.make_parser(__doc__)
     reader.add_data_arguments(parser)
     models.add_model_arguments(parser)
+    engine.add_engine_arguments(parser)
     # fmt: off
     add = parser.add_argument_group("inference").add_argument
     add("--input", nargs="+", help="list files, folders (with their subfolders) or images (default: --val_list)")
     add("--feature_file", default="", help="write the features to this .npz file")
+    add("--export_dir", default="",
+        help="write a model for Paddle Inference to this folder: uint8 pictures in, embeddings of length 1 out; unless "
+        "--input, --val_list or --feature_file is given, too, that is all that is done")
     add("--batch_size", type=number(int, low=1), default=32, help="images at once; changes no figure")
     add("--with_mem_opt", type=boolean, default=False, help="taken as in the original; inference keeps no activations")
     # fmt: on
-    return parser.parse_args()
+    return utility.parse_typed(parser)
 
 
 def main():
-    args = parse_args()
+    args, typed = parse_args()
     utility.join_early(args)
-    if args.input:
+    if args.export_dir:
+        engine.check_export_folder(args.export_dir)
+    if args.export_dir and not typed & {"input", "val_list", "feature_file"}:
+        samples = None
+    elif args.input:
         samples = find_samples(args.input, args.data_dir)
     else:
         samples = reader.read_list(args.val_list, args.data_dir, need_labels=False)
@@ -42,14 +55,20 @@ def main():
         if not args.feature_file.endswith(".npz"):
             raise UserError(f"--feature_file={args.feature_file}: must end in .npz")
         utility.check_output(args.feature_file)
-    if args.on_bad_image == "fail":
+    if samples and args.on_bad_image == "fail":
         reader.check_files(samples)
     utility.start_paddle(args.use_gpu, args.seed)
-    network, head_labels, _ = models.load_network(args)
+    network, head_labels, trained = models.load_network(args)
     utility.print_arguments(args)
+    if args.export_dir and parallel.is_first():
+        engine.export(network, args.export_dir, args, trained)
+        print(f"wrote the model to {args.export_dir}: README.md there says how to run it")
+    if not samples:
+        return
     if not args.class_dim:
         print("note: this network has no softmax head, so there are no scores; --feature_file writes the features")
 
+    network = engine.prepare(network, args, len(samples.paths))
     features, index = run(network, samples, args, head_labels)
     if args.feature_file and parallel.is_first():
         arrays = {"features": features, "paths": np.array([samples.paths[i] for i in index])}

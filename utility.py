@@ -186,18 +186,25 @@ def cpu_count():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cpu_flags(cpuinfo="/proc/cpuinfo"):
+    """The instruction sets that the processor has, in Linux's words, and its vendor; empty where that is not known."""
+    try:
+        with open(cpuinfo) as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return set()
+    return {
+        word for key in ("flags", "vendor_id") for word in next((x for x in lines if x.startswith(key)), "").split()
+    }
+
+
 def _mkl_cpu_type(cpuinfo="/proc/cpuinfo"):
     """The MKL_DEBUG_CPU_TYPE that takes Paddle's MKL off its slow path on AMD processors, or None.
 
     7 is MKL's AVX-512 code, 5 its AVX2 code; asking for instructions the processor lacks kills the process.
     """
-    try:
-        with open(cpuinfo) as file:
-            text = file.read()
-    except OSError:
-        return None
-    flags = set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())
-    if "AuthenticAMD" not in text or not {"avx2", "fma"} <= flags:
+    flags = cpu_flags(cpuinfo)
+    if not {"AuthenticAMD", "avx2", "fma"} <= flags:
         return None
     return "7" if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= flags else "5"
 
@@ -428,6 +435,7 @@ def extract(network, samples, batches, bad, on_batch=None, noted=None):
     Several processes bring their batches together in the first one.
 
     Args:
+        network: an EmbeddingNet, or what engine.prepare made of one.
         bad: the list of bad pictures that is filled while `batches` are read; gets those of the other processes.
         on_batch: called as on_batch(index, logits) after each batch; logits float32 [B, C] or None without a head.
         noted: from note_signals: a signal ends this between two batches.
@@ -439,13 +447,20 @@ def extract(network, samples, batches, bad, on_batch=None, noted=None):
     import numpy as np
     import paddle
 
+    def eager(image):
+        return (
+            None if x is None else x.numpy().astype(np.float32, copy=False) for x in network(paddle.to_tensor(image))
+        )
+
     def run():
         for batch in batches:
-            embedding, logits = network(paddle.to_tensor(batch.image))
-            logits = None if logits is None or not on_batch else logits.numpy().astype(np.float32, copy=False)
-            yield batch.index, embedding.numpy().astype(np.float32, copy=False), logits
+            embedding, logits = run_network(batch.image)
+            yield batch.index, embedding, logits if on_batch else None
 
-    network.eval()
+    run_network = network
+    if isinstance(network, paddle.nn.Layer):
+        network.eval()
+        run_network = eager
     features, indices = [], []
     with paddle.no_grad():
         for index, embedding, logits in progress(parallel.collect(run(), noted), len(samples.paths), "images"):

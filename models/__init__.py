@@ -5,11 +5,20 @@ import sys
 
 import numpy as np
 
-from models.pretrained import layer_size, load_weights, read_state, read_weights
+from models.pretrained import find_weights, layer_size, load_weights, read_state, read_weights
 from models.weight_files import read_pickle
 from utility import UserError, boolean, number
 
-__all__ = ["MODELS", "build_model", "load_network", "load_weights", "read_pickle", "read_state", "read_weights"]
+__all__ = [
+    "MODELS",
+    "build_model",
+    "find_weights",
+    "load_network",
+    "load_weights",
+    "read_pickle",
+    "read_state",
+    "read_weights",
+]
 
 # name -> file, class, arguments, dropout in front of the head
 MODELS = {

@@ -2,6 +2,7 @@
 
 import paddle
 import paddle.nn as nn
+import paddle.nn.functional as F
 
 # RGB mean and standard deviation of ImageNet, of values in 0..1.
 MEAN = (0.485, 0.456, 0.406)
@@ -23,14 +24,22 @@ class Pooling(nn.Layer):
 
     def forward(self, x):
         if self.kind == "avg":
-            return x.mean(axis=[2, 3])
+            return self.mean(x)
         if self.kind == "max":
-            return x.max(axis=[2, 3])
+            return self.maximum(x)
         if self.kind == "avg+max":
-            return x.mean(axis=[2, 3]) + x.max(axis=[2, 3])
+            return self.mean(x) + self.maximum(x)
         # float32 throughout: x^p leaves float16's range early.
         x = x.astype("float32").clip(min=1e-6)
-        return (x**self.power).mean(axis=[2, 3]) ** (1 / self.power)
+        return self.mean(x**self.power) ** (1 / self.power)
+
+    # In evaluation by operators that the inference engine has fast code for, which saves 4 % of a ResNet50's time. In
+    # training they would give the gradient of a maximum that is tied to one place rather than to all.
+    def mean(self, x):
+        return x.mean(axis=[2, 3]) if self.training else F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+    def maximum(self, x):
+        return x.max(axis=[2, 3]) if self.training else F.adaptive_max_pool2d(x, 1).flatten(1)
 
 
 class EmbeddingNet(nn.Layer):
@@ -76,3 +85,15 @@ class EmbeddingNet(nn.Layer):
         """The running means and variances of every batch norm."""
         norms = [layer for layer in self.sublayers() if isinstance(layer, nn.BatchNorm2D)]
         return [tensor for norm in norms for tensor in (norm._mean, norm._variance)]
+
+
+class Unit(nn.Layer):
+    """uint8 RGB [N, H, W, 3] -> the embedding of an EmbeddingNet at length 1, float [N, D]."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, image):
+        embedding, _ = self.network(image)
+        return F.normalize(embedding, axis=1)

@@ -37,9 +37,7 @@ def read_weights(path, model=None):
     Returns: Weights
     Raises: UserError where there are none, where they are broken or unsafe, or of no known network.
     """
-    if path == "imagenet":
-        path = imagenet_file(model)
-    file_name = _find(path)
+    file_name = find_weights(path, model)
     if os.path.isdir(file_name):
         tensors = read_fluid_directory(file_name, layouts.FLUID_NAMES)
     else:
@@ -65,8 +63,10 @@ def _unknown_names(tensors):
     )
 
 
-def _find(path):
-    """The file, or the directory of a fluid model, that `path` means."""
+def find_weights(path, model=None):
+    """The file, or the directory of a fluid model, that --pretrained_model=`path` means for `model`."""
+    if path == "imagenet":
+        path = imagenet_file(model)
     try:
         names = sorted(os.listdir(path)) if os.path.isdir(path) else []
     except OSError as error:
