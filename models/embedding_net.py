@@ -2,6 +2,7 @@
 
 import paddle
 import paddle.nn as nn
+import paddle.nn.functional as F
 
 # RGB mean and standard deviation of ImageNet, of values in 0..1.
 MEAN = (0.485, 0.456, 0.406)
@@ -22,12 +23,14 @@ class Pooling(nn.Layer):
             self.power = self.create_parameter([1], default_initializer=nn.initializer.Constant(3.0))
 
     def forward(self, x):
+        # Not x.max(axis=[2, 3]), whose gradient takes a CPU 1.8 s for 20 x 2048 x 7 x 7, or x.mean, which takes 25 ms:
+        # these take 2 ms.
         if self.kind == "avg":
-            return x.mean(axis=[2, 3])
+            return F.adaptive_avg_pool2d(x, 1).flatten(1)
         if self.kind == "max":
-            return x.max(axis=[2, 3])
+            return F.adaptive_max_pool2d(x, 1).flatten(1)
         if self.kind == "avg+max":
-            return x.mean(axis=[2, 3]) + x.max(axis=[2, 3])
+            return (F.adaptive_avg_pool2d(x, 1) + F.adaptive_max_pool2d(x, 1)).flatten(1)
         # float32 throughout: x^p leaves float16's range early.
         x = x.astype("float32").clip(min=1e-6)
         return (x**self.power).mean(axis=[2, 3]) ** (1 / self.power)
