@@ -55,7 +55,7 @@ def retrieval_metrics(features, labels, recall_at=(1, 2, 4, 8), gallery_features
     if full:
         result.update({"MAP@R": float(average_precision.mean()), "R-precision": float(r_precision.mean())})
     result["queries"] = len(query)
-    lone = np.count_nonzero(positives == 0)
+    lone = int(np.count_nonzero(positives == 0))
     return {**result, "queries_without_positive": lone} if lone else result
 
 
@@ -103,14 +103,14 @@ def _forget_own_class(block, rows, columns, first, last):
 def _best_positive(features, first, last):
     """Similarity of each query's closest positive, float32 [N]; -inf where it has none."""
     best = np.full(len(features), -np.inf, np.float32)
-    for start in np.unique(first):
-        stop = last[start]
-        rows = max(1, BLOCK_VALUES // (stop - start))
-        for top in range(start, stop if stop - start > 1 else start, rows):
-            similarity = features[top : min(top + rows, stop)] @ features[start:stop].T
-            itself = np.arange(len(similarity))
-            similarity[itself, itself + top - start] = -np.inf
-            best[top : top + len(similarity)] = similarity.max(axis=1)
+    # A band along the diagonal rather than a product for each class: small products keep no processor busy.
+    rows = max(1, min(256, BLOCK_VALUES // len(features)))
+    for top in range(0, len(features), rows):
+        stop = min(top + rows, len(features))
+        left = first[top]
+        for i, row in enumerate(features[top:stop] @ features[left : last[stop - 1]].T, top):
+            row[i - left] = -np.inf  # the image itself
+            best[i] = row[first[i] - left : last[i] - left].max()
     return best
 
 

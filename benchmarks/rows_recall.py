@@ -87,7 +87,8 @@ def calculator(**size):
 
     features, labels = (torch.from_numpy(array) for array in draw(**size))
     names = ("precision_at_1", "mean_average_precision_at_r", "r_precision")
-    measure = AccuracyCalculator(include=names, device=torch.device("cpu"))
+    # k: as many neighbours as MAP@R needs; by default it keeps all.
+    measure = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu"))
 
     def run():
         # It measures Euclidean distances: normalised, that is the order of the cosines.

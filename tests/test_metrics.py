@@ -1,5 +1,6 @@
 """retrieval_metrics against plain loops in float64, on random, tied and degenerate inputs."""
 
+import json
 import tracemalloc
 
 import numpy as np
@@ -43,6 +44,7 @@ def check(features, labels, gallery=None, gallery_labels=None, recall_at=(1, 2, 
     without = retrieval_metrics(features, labels, recall_at, gallery, gallery_labels, full=False)
     assert without == {name: value for name, value in result.items() if name not in ("MAP@R", "R-precision")}
     assert set(result) - set(wanted) <= {"queries", "queries_without_positive"}
+    json.dumps(result)  # plain numbers
     return result
 
 
