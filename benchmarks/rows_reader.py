@@ -26,12 +26,18 @@ def comparisons(tiny):
         pictures = {"folder": folder, "shape": shape, "count": count, "passes": 1 if tiny else max(1, 600 // count)}
         what = f"reader, JPEG of {size} ({'photographs' if folder else 'drawn'})"
         rows = {
-            "reader.py, one thread": ("ours", {**pictures, "threads": 1}),
-            "decoding alone (simplejpeg), one thread": ("decode", pictures),
-            "decoding, linear resize, mirroring alone, one thread": ("bare", pictures),
+            "reader.py, per core": ("ours", {**pictures, "threads": 1}),
+            "decoding alone (simplejpeg), per core": ("decode", pictures),
+            "decoding, linear resize, mirroring alone, per core": ("bare", pictures),
         }
         one, decoding, bare = rows
-        yield Comparison(what, rows, [Speed(one, decoding, 0.75), Speed(one, bare)], 7, count * pictures["passes"])
+        yield Comparison(
+            what,
+            rows,
+            [Speed(one, decoding, 0.75, "cpu"), Speed(one, bare, None, "cpu")],
+            7,
+            count * pictures["passes"],
+        )
         rows = {
             "reader.py, all cores": ("ours", {**pictures, "threads": None}),
             "PyTorch's DataLoader, torchvision on PIL, all cores": ("pytorch", pictures),

@@ -10,8 +10,8 @@ both sides met the same machine, and the table gives the median over the rounds 
 
 A file rows_<name>.py defines `comparisons(tiny)`, which yields Comparisons, and the functions that they name: each sets
 something up, once, and returns a function without arguments that does the work once. What that returns is a dict of
-further results, or None. Beside these a result has "seconds" and "memory": how far, in bytes, the process has
-grown at most since it was set up (0 where there is no /proc).
+further results, or None. Beside these a result has "seconds", "cpu" (the processor's, in all threads) and "memory": how
+far, in bytes, the process has grown at most since it was set up (0 where there is no /proc).
 """
 
 import argparse
@@ -71,10 +71,10 @@ def work(function, arguments):
     reset_peak()
     answers.write("{}\n")
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         result = run() or {}
-        seconds = time.perf_counter() - start
-        answers.write(json.dumps({"seconds": seconds, "memory": memory("VmHWM") - before, **result}) + "\n")
+        spent = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
+        answers.write(json.dumps({**spent, "memory": memory("VmHWM") - before, **result}) + "\n")
 
 
 def reset_peak():
