@@ -2,6 +2,7 @@
 # make test         all tests, and the linter
 # make test-2.6     the tests of scripts, weights, faults and several processes on paddlepaddle 2.6.2
 # make soak         ends training runs in every way for half an hour (MINUTES=...), and checks that nothing is lost
+# make bench        speed and memory against what people use instead (benchmarks/README.md); ROWS="reader losses": a part
 # PYTHON=python3.12 chooses the interpreter (3.9 to 3.13), REQUIREMENTS=... another set of packages.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ OLD_ENOUGH := $(shell $(PYTHON) -c 'import sys; print("yes" if sys.version_info 
 REQUIREMENTS ?= $(if $(and $(GPU),$(OLD_ENOUGH)),requirements-gpu.txt,requirements.txt)
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test test-2.6 soak clean
+.PHONY: quickstart test test-2.6 soak bench clean
 
 quickstart: $(VENV)/installed
 	$(RUN) quickstart.py
@@ -32,6 +33,15 @@ test-2.6:
 soak: $(VENV)/installed-dev
 	$(RUN) tests/soak.py --minutes=$(or $(MINUTES),30)
 
+bench: .venv-bench/installed
+	.venv-bench/bin/python benchmarks/run.py $(ROWS)
+
+.venv-bench/installed: requirements-bench.txt
+	$(PYTHON) -m venv .venv-bench
+	@echo "installing requirements-bench.txt: 1 to 4 GB on disk, some minutes"
+	.venv-bench/bin/python -m pip install --quiet -r requirements-bench.txt
+	touch $@
+
 $(VENV)/installed: $(REQUIREMENTS)
 	$(PYTHON) -m venv $(VENV)
 	@$(RUN) -c 'import paddle' 2>/dev/null || echo "installing $(REQUIREMENTS): about 200 MB, a few minutes"
@@ -43,4 +53,4 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-2.6 data/sample output_quickstart
+	rm -rf .venv .venv-2.6 .venv-bench data/sample output_quickstart

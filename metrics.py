@@ -1,5 +1,7 @@
 """Exact retrieval metrics, computed in blocks: never more than a few rows of the similarity matrix at once."""
 
+import math
+
 import numpy as np
 
 from utility import UserError
@@ -36,58 +38,130 @@ def retrieval_metrics(features, labels, recall_at=(1, 2, 4, 8), gallery_features
     """
     order = np.argsort(labels, kind="stable")
     query, query_labels = _unit(features, order), np.asarray(labels)[order]
-    with_gallery = gallery_features is not None
-    if with_gallery:
+    if gallery_features is None:
+        gallery, gallery_labels = query, query_labels
+    else:
         order = np.argsort(gallery_labels, kind="stable")
         gallery, gallery_labels = _unit(gallery_features, order), np.asarray(gallery_labels)[order]
-    else:
-        gallery, gallery_labels = query, query_labels
     # Sorted by class, the positives of a query are one slice of its row.
     first = np.searchsorted(gallery_labels, query_labels, "left")
     last = np.searchsorted(gallery_labels, query_labels, "right")
 
-    closer = np.full(len(query), np.inf)  # negatives closer than (or as close as) the closest positive
-    average_precision, r_precision = np.zeros(len(query)), np.zeros(len(query))
-    lone = 0
-    rows = max(1, BLOCK_VALUES // len(gallery))
-    for start in range(0, len(query), rows):
-        similarity = query[start : start + rows] @ gallery.T
-        for i, row in enumerate(similarity, start):
-            positive = row[first[i] : last[i]].copy()
-            row[first[i] : last[i]] = -np.inf  # leaves the negatives
-            if not with_gallery:
-                positive = np.delete(positive, i - first[i])
-            if not len(positive):
-                lone += 1
-                continue
-            positive[::-1].sort()
-            closer[i] = np.count_nonzero(row >= positive[0] - TIE)
-            if full:
-                ranks = _ranks(positive, row)
-                average_precision[i] = (np.arange(1, len(ranks) + 1) / ranks).sum() / len(positive)
-                r_precision[i] = len(ranks) / len(positive)
-    result = {f"recall@{k}": float((closer < k).mean()) for k in recall_at}
+    if full or gallery is not query:
+        positives, closer, average_precision, r_precision = _rank_rows(query, gallery, first, last, full)
+    else:
+        positives, closer = last - first - 1, _count_closer(query, first, last)
+    result = {f"recall@{k}": float((closer < k)[positives > 0].sum() / len(query)) for k in recall_at}
     if full:
         result.update({"MAP@R": float(average_precision.mean()), "R-precision": float(r_precision.mean())})
     result["queries"] = len(query)
+    lone = int(np.count_nonzero(positives == 0))
     return {**result, "queries_without_positive": lone} if lone else result
 
 
+# In the following: query [N, D], gallery [M, D]: of length 1, sorted by label; those that share the class of query i
+# are gallery[first[i] : last[i]]. Where query and gallery are one array, an image is no neighbour of itself.
+
+
+def _count_closer(features, first, last):
+    """Negatives that are closer than (or as close as) each query's closest positive, int64 [N].
+
+    Every similarity is computed once and looked at from both sides, which halves the work of `_rank_rows`, and counting
+    needs no sorting. A query without a positive gets a number without meaning.
+    """
+    threshold = _best_positive(features, first, last) - np.float32(TIE)
+    closer = np.zeros(len(features), np.int64)
+    side = max(1, math.isqrt(BLOCK_VALUES) // 2)  # 2048: what is counted is still in the processor's cache
+    # One memory for all blocks: to get it anew from the system takes longer than to count.
+    similarity, at_least = np.empty((side, side), np.float32), np.empty((side, side), bool)
+    for top in range(0, len(features), side):
+        rows = slice(top, min(top + side, len(features)))
+        for left in range(top, len(features), side):
+            columns = slice(left, min(left + side, len(features)))
+            shape = np.s_[: rows.stop - top, : columns.stop - left]
+            block = np.matmul(features[rows], features[columns].T, out=similarity[shape])
+            _forget_own_class(block, rows, columns, first, last)
+            found = np.greater_equal(block, threshold[rows, None], out=at_least[shape])
+            closer[rows] += [np.count_nonzero(row) for row in found]  # many times faster than with axis=1
+            if left > top:
+                found = np.greater_equal(block, threshold[columns], out=at_least[shape]).view(np.uint8)
+                for start in range(0, len(found), 255):  # as many as a byte can count
+                    closer[columns] += np.add.reduce(found[start : start + 255], axis=0, dtype=np.uint8)
+    return closer
+
+
+def _forget_own_class(block, rows, columns, first, last):
+    """Sets to -inf the similarities of one class in the block [rows, columns] of the queries with themselves."""
+    row = rows.start
+    while row < rows.stop and first[row] < columns.stop:  # sorted: all later classes lie to the right of the block
+        start, stop = max(first[row], columns.start), min(last[row], columns.stop)
+        if start < stop:
+            block[row - rows.start : last[row] - rows.start, start - columns.start : stop - columns.start] = -np.inf
+        row = last[row]
+
+
+def _best_positive(features, first, last):
+    """Similarity of each query's closest positive, float32 [N]; -inf where it has none."""
+    best = np.full(len(features), -np.inf, np.float32)
+    # A band along the diagonal rather than a product for each class: small products keep no processor busy.
+    rows = max(1, min(256, BLOCK_VALUES // len(features)))
+    for top in range(0, len(features), rows):
+        stop = min(top + rows, len(features))
+        left = first[top]
+        for i, row in enumerate(features[top:stop] @ features[left : last[stop - 1]].T, top):
+            row[i - left] = -np.inf  # the image itself
+            best[i] = row[first[i] - left : last[i] - left].max()
+    return best
+
+
+def _rank_rows(query, gallery, first, last, full):
+    """Goes through the similarities by whole rows.
+
+    Returns: the number of each query's positives and of the negatives that are closer than (or as close as) the closest
+        of them, int64 [N]; average precision at R and R-precision, float64 [N], which stay 0 without `full`
+    """
+    positives, closer = np.zeros(len(query), np.int64), np.zeros(len(query), np.int64)
+    average_precision, r_precision = np.zeros(len(query)), np.zeros(len(query))
+    rows = max(1, BLOCK_VALUES // len(gallery))
+    similarity = np.empty((min(rows, len(query)), len(gallery)), np.float32)
+    for start in range(0, len(query), rows):
+        part = query[start : start + rows]
+        for i, row in enumerate(np.matmul(part, gallery.T, out=similarity[: len(part)]), start):
+            positive = row[first[i] : last[i]].copy()
+            row[first[i] : last[i]] = -np.inf  # leaves the negatives
+            if gallery is query:
+                positive = np.delete(positive, i - first[i])
+            if not len(positive):
+                continue
+            positive[::-1].sort()
+            positives[i] = len(positive)
+            closer[i] = np.count_nonzero(row >= positive[0] - np.float32(TIE))
+            if full and closer[i] < len(positive):
+                ranks = _ranks(positive, row)
+                average_precision[i] = (np.arange(1, len(ranks) + 1) / ranks).sum() / len(positive)
+                r_precision[i] = len(ranks) / len(positive)
+    return positives, closer, average_precision, r_precision
+
+
 def _ranks(positive, row):
-    """Ranks, from 1, of those positives that are among the R = len(positive) nearest neighbours.
+    """Ranks, from 1, of those positives that are among the R = len(positive) nearest neighbours; at least one is.
 
     Args:
         positive: similarities of a query's positives, falling.
         row: similarities of all others.
     """
-    count = len(positive)
-    negative = row[row >= positive[-1] - TIE]
-    if len(negative) > count:
-        negative = np.partition(negative, len(negative) - count)[-count:]
-    negative.sort()
-    closer = len(negative) - np.searchsorted(negative, positive - TIE, "left")
-    ranks = np.arange(1, count + 1) + closer
-    return ranks[ranks <= count]
+    threshold = positive - np.float32(TIE)
+    # The rank of the i-th positive is i + the negatives that are closer, and both grow with i: the last one that counts
+    # is found by halving, and only the few negatives in front of it need sorting.
+    low, high = 1, len(positive)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if middle + np.count_nonzero(row >= threshold[middle - 1]) <= len(positive):
+            low = middle
+        else:
+            high = middle - 1
+    negative = np.sort(row[np.flatnonzero(row >= threshold[low - 1])])
+    return np.arange(1, low + 1) + len(negative) - np.searchsorted(negative, threshold[:low], "left")
 
 
 def _unit(features, order):
@@ -98,7 +172,7 @@ def _unit(features, order):
             f"{np.count_nonzero(~finite)} of {len(features)} embeddings are NaN or infinite (the first: number "
             f"{np.argmin(finite)} of the list): the network has diverged or its weights are broken"
         )
-    unit = features[order].astype(np.float32)
+    unit = features[order].astype(np.float32, copy=False)
     # float64 for the lengths: squares of large features leave float32.
     length = np.sqrt(np.einsum("nd,nd->n", unit, unit, dtype=np.float64))
     unit /= np.where(length > 0, length, 1)[:, None].astype(np.float32)

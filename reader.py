@@ -193,11 +193,11 @@ def decode(data, max_pixels=MAX_PIXELS):
     # its end marker is whole; any other goes to Pillow, which tells a truncated file from one with a trailer.
     if data[:3] == b"\xff\xd8\xff" and data[-2:] == b"\xff\xd9" and 0 < _jpeg_pixels(data) <= max_pixels:
         with contextlib.suppress(cv2.error):  # more pixels than OpenCV takes: Pillow finds the words for it
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
             if image is not None:
                 if _has_gray_corner(image) and _stops_early(data):
                     raise BadImage("a truncated JPEG")
-                return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+                return image
     try:
         return _decode_with_pillow(data, max_pixels)
     except UnidentifiedImageError:
@@ -276,6 +276,20 @@ def _resize(image, height, width):
     return image
 
 
+def _resize_quickly(image, height, width):
+    """Halves a side until it is less than twice as long as wanted, then interpolates linearly: each pixel has a share.
+
+    For training: `_resize` takes three to ten times as long where it shrinks, which is a fifth of all that a picture of
+    500 x 375 costs. The results differ by one grey value in 255 on average.
+    """
+    while image.shape[0] >= 2 * height or image.shape[1] >= 2 * width:
+        y, x = 1 + (image.shape[0] >= 2 * height), 1 + (image.shape[1] >= 2 * width)
+        half = (image.shape[0] // y, image.shape[1] // x)
+        # Without an odd last row or column: only whole factors are quick.
+        image = cv2.resize(image[: half[0] * y, : half[1] * x], half[::-1], interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
 def random_resized_crop(image, shape, rng, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
     """A random part of the picture, at `shape` (height, width), mirrored half of the time: the original's training.
 
@@ -288,20 +302,21 @@ def random_resized_crop(image, shape, rng, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 
     """
     full_height, full_width = image.shape[:2]
     for _ in range(10):
-        area = full_height * full_width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        # All numbers of a try at once: a call for each takes five times as long.
+        area, aspect, top, left, mirror = rng.random(5).tolist()
+        area = full_height * full_width * (scale[0] + (scale[1] - scale[0]) * area)
+        aspect = ratio[0] * (ratio[1] / ratio[0]) ** aspect
         width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < width <= full_width and 0 < height <= full_height:
-            top = int(rng.integers(full_height - height + 1))
-            left = int(rng.integers(full_width - width + 1))
+            top, left = int(top * (full_height - height + 1)), int(left * (full_width - width + 1))
             break
     else:
         aspect = min(max(full_width / full_height, ratio[0]), ratio[1])
         width = min(full_width, max(1, round(full_height * aspect)))
         height = min(full_height, max(1, round(full_width / aspect)))
         top, left = (full_height - height) // 2, (full_width - width) // 2
-    part = _resize(image[top : top + height, left : left + width], *shape)
-    return cv2.flip(part, 1) if rng.random() < 0.5 else part
+    part = _resize_quickly(image[top : top + height, left : left + width], *shape)
+    return cv2.flip(part, 1) if mirror < 0.5 else part
 
 
 def center_crop(image, shape):

@@ -24,6 +24,11 @@ class SoftmaxLoss(nn.Layer):
     def forward(self, logits, label):
         """logits float [N, C], label int64 [N] -> float32 scalar."""
         with paddle.amp.auto_cast(enable=False):
-            log_p = F.log_softmax(logits.astype("float32"), axis=1)
-            own = F.nll_loss(log_p, label)
-            return own * (1 - self.label_smoothing) - log_p.mean() * self.label_smoothing
+            logits = logits.astype("float32")
+            # Paddle's log_softmax takes 80 times as long on a CPU. With z the logits and y the label, the smoothed loss
+            # is (log sum exp z - z_y) + eps (z_y - mean z).
+            own = F.cross_entropy(logits, label)
+            if not self.label_smoothing:
+                return own
+            of_label = paddle.take_along_axis(logits, label.unsqueeze(1), axis=1)
+            return own + self.label_smoothing * (of_label.mean() - logits.mean())

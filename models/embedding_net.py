@@ -23,23 +23,17 @@ class Pooling(nn.Layer):
             self.power = self.create_parameter([1], default_initializer=nn.initializer.Constant(3.0))
 
     def forward(self, x):
+        # Not x.max(axis=[2, 3]), whose gradient takes a CPU 1.8 s for 20 x 2048 x 7 x 7, or x.mean, which takes 25 ms:
+        # these take 2 ms, and the inference engine has fast code for them.
         if self.kind == "avg":
-            return self.mean(x)
+            return F.adaptive_avg_pool2d(x, 1).flatten(1)
         if self.kind == "max":
-            return self.maximum(x)
+            return F.adaptive_max_pool2d(x, 1).flatten(1)
         if self.kind == "avg+max":
-            return self.mean(x) + self.maximum(x)
+            return (F.adaptive_avg_pool2d(x, 1) + F.adaptive_max_pool2d(x, 1)).flatten(1)
         # float32 throughout: x^p leaves float16's range early.
         x = x.astype("float32").clip(min=1e-6)
-        return self.mean(x**self.power) ** (1 / self.power)
-
-    # In evaluation by operators that the inference engine has fast code for, which saves 4 % of a ResNet50's time. In
-    # training they would give the gradient of a maximum that is tied to one place rather than to all.
-    def mean(self, x):
-        return x.mean(axis=[2, 3]) if self.training else F.adaptive_avg_pool2d(x, 1).flatten(1)
-
-    def maximum(self, x):
-        return x.max(axis=[2, 3]) if self.training else F.adaptive_max_pool2d(x, 1).flatten(1)
+        return F.adaptive_avg_pool2d(x**self.power, 1).flatten(1) ** (1 / self.power)
 
 
 class EmbeddingNet(nn.Layer):

@@ -3,10 +3,8 @@
 import collections
 import contextlib
 import hashlib
-import http.client
 import os
 import sys
-import urllib.request
 
 from models.weight_files import read_tensors
 from utility import UserError, make_directory
@@ -58,6 +56,8 @@ def imagenet_file(model):
 
 def _download(url, path, md5):
     """Fetches `url` under a temporary name and renames it to `path` once its size and content are right."""
+    import http.client  # a tenth of the time that --help takes
+
     temporary = f"{path}.part{os.getpid()}"
     by_hand = f"without a network, bring this file yourself and put it at {path}"
     try:
@@ -80,6 +80,8 @@ def _download(url, path, md5):
 
 def _fetch(url, path):
     """-> (bytes written, bytes announced or 0, MD5); says how far it is where stderr is a terminal, else once."""
+    import urllib.request
+
     digest, done = hashlib.md5(), 0
     with urllib.request.urlopen(url, timeout=30) as response, open(path, "wb") as file:
         total = int(response.headers.get("Content-Length") or 0)

@@ -1,5 +1,6 @@
 """retrieval_metrics against plain loops in float64, on random, tied and degenerate inputs."""
 
+import json
 import tracemalloc
 
 import numpy as np
@@ -35,12 +36,15 @@ def loop_metrics(features, labels, recall_at, gallery=None, gallery_labels=None)
     return {**result, "MAP@R": average_precision / len(features), "R-precision": r_precision / len(features)}
 
 
-def check(features, labels, *gallery, recall_at=(1, 2, 4, 8)):
-    """Both agree; -> what retrieval_metrics returned."""
-    result = retrieval_metrics(features, labels, recall_at, *gallery)
-    wanted = loop_metrics(features, labels, recall_at, *gallery)
+def check(features, labels, gallery=None, gallery_labels=None, recall_at=(1, 2, 4, 8)):
+    """Both agree, and so does the recall without ranking; -> what retrieval_metrics returned."""
+    result = retrieval_metrics(features, labels, recall_at, gallery, gallery_labels)
+    wanted = loop_metrics(features, labels, recall_at, gallery, gallery_labels)
     assert {name: result[name] for name in wanted} == pytest.approx(wanted, abs=1e-12)
+    without = retrieval_metrics(features, labels, recall_at, gallery, gallery_labels, full=False)
+    assert without == {name: value for name, value in result.items() if name not in ("MAP@R", "R-precision")}
     assert set(result) - set(wanted) <= {"queries", "queries_without_positive"}
+    json.dumps(result)  # plain numbers
     return result
 
 
@@ -69,6 +73,27 @@ def test_any_block_size(monkeypatch, block):
     monkeypatch.setattr(metrics, "BLOCK_VALUES", block * 63)
     features, labels = clustered(np.random.default_rng(2), 7, 9)
     check(features, labels)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 7, 29, 30, 31, 58, 59, 60, 300])
+def test_classes_across_the_borders_of_blocks(monkeypatch, side):
+    """59 queries: classes that end with a block, span several, or are alone in one; and many ties."""
+    monkeypatch.setattr(metrics, "BLOCK_VALUES", 4 * side * side)
+    rng = np.random.default_rng(14)
+    labels = rng.permutation(np.repeat(np.arange(9), [1, 7, 3, 1, 29, 2, 7, 1, 8]))
+    check(rng.normal(size=(len(labels), 4)).astype(np.float32), labels)
+    check(rng.integers(1, 4, (len(labels), 3)).astype(np.float32), labels)
+
+
+def test_more_than_a_byte_can_count():
+    """A block of 700 rows in which every negative ties."""
+    features = np.zeros((700, 2), np.float32)
+    features[:, 0] = 1
+    labels = np.repeat(np.arange(350), 2)
+    assert check(features[:40], labels[:40])["recall@8"] == 0
+    assert retrieval_metrics(features, labels, (698, 699), full=False) == {
+        "recall@698": 0, "recall@699": 1, "queries": 700,
+    }  # fmt: skip
 
 
 def test_ties_count_against_the_network():
@@ -153,8 +178,18 @@ def test_memory_stays_bounded():
     """20,000 x 64: a full similarity matrix would take 1.6 GB."""
     rng = np.random.default_rng(13)
     features, labels = rng.normal(size=(20000, 64)).astype(np.float32), rng.integers(0, 4000, 20000)
+    for full in (True, False):
+        tracemalloc.start()
+        retrieval_metrics(features, labels, full=full)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 200e6
+
+
+def test_memory_stays_bounded_with_one_large_class():
+    features = np.random.default_rng(15).normal(size=(20000, 8)).astype(np.float32)
     tracemalloc.start()
-    retrieval_metrics(features, labels)
+    assert retrieval_metrics(features, np.arange(20000) // 19000, full=False)["queries"] == 20000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200e6

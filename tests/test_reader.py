@@ -576,6 +576,15 @@ def test_random_crop_is_that_part_resized():
         assert np.abs(result.astype(int) - (wanted[:, ::-1] if mirrored else wanted)).mean() < 2
 
 
+def test_random_crop_of_a_large_picture_uses_every_pixel():
+    """Stripes of one pixel, which a resize that skips pixels turns into coarse patterns."""
+    stripes = np.zeros((901, 1203, 3), np.uint8)
+    stripes[::2] = stripes[:, ::2] = 200
+    for seed in range(5):
+        part = reader.random_resized_crop(stripes, (60, 90), np.random.default_rng(seed), scale=(0.5, 1.0))
+        assert (part == 150).all()
+
+
 def test_random_crop_of_odd_pictures():
     for size, wanted in (((12, 200), (92, 0, 16, 12)), ((200, 12), (0, 92, 12, 16)), ((10, 13), (0, 0, 13, 10))):
         # Nothing of the whole area fits within the ratios, or only just: the largest centred part that does.

@@ -1,0 +1,165 @@
+"""A training step in float32: triplet loss and softmax head, momentum, on one batch of uint8 pictures in memory; and
+how much of train.py's own steps goes elsewhere than forward and backward.
+
+The same networks on both sides: torchvision's resnet50, timm's seresnext50_32x4d (its classifier without the dropout).
+"""
+
+import os
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from comparison import Comparison, Speed, Value
+
+OURS, EAGER, LAST = "Paddle", "PyTorch eager", "PyTorch channels_last"
+CLASSES = 100
+
+
+def comparisons(tiny):
+    for side, batch in [(32, 8)] if tiny else [(224, 20), (96, 60)]:
+        for model in ["ResNet50"] if tiny else ["ResNet50", "SE_ResNeXt50_32x4d"]:
+            size = {"model": model, "side": side, "batch": batch}
+            yield Comparison(
+                f"training step, {model}, {side} px, batch {batch}",
+                {
+                    OURS: ("ours", size),
+                    EAGER: ("pytorch", {**size, "channels_last": False}),
+                    LAST: ("pytorch", {**size, "channels_last": True}),
+                },
+                [Speed(OURS, EAGER), Speed(OURS, LAST)],
+                5,
+                batch,
+            )
+    for side, batch in [(32, 8)] if tiny else [(224, 20), (96, 60)]:
+        yield Comparison(
+            f"train.py, ResNet50, {side} px, batch {batch}",
+            {"train.py": ("train_py", {"model": "ResNet50", "side": side, "batch": batch, "steps": 3 if tiny else 8})},
+            [Value("share of a step outside forward and backward", lambda r: 100 * r["train.py"]["outside"], 5, " %")],
+            3,
+        )
+
+
+def draw(side, batch):
+    """-> pictures uint8 [B, H, W, 3], labels int64 [B], four of each class."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (batch, side, side, 3), np.uint8), np.arange(batch) // 4
+
+
+def ours(model, side, batch):
+    import utility
+
+    paddle = utility.start_paddle(seed=0)
+    import losses
+    import models
+    from losses.softmax import SoftmaxLoss
+
+    network = models.build_model(model, CLASSES, dropout=0.0)
+    network.train()
+    triplet, softmax = losses.build_loss("tripletloss"), SoftmaxLoss()
+    optimizer = paddle.optimizer.Momentum(0.001, 0.9, network.parameters(), weight_decay=1e-4)
+    image, label = (paddle.to_tensor(array) for array in draw(side, batch))
+
+    def run():
+        embedding, logits = network(image)
+        loss = triplet(embedding, label) + softmax(logits, label)
+        loss.backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        loss.item()
+
+    return run
+
+
+def pytorch(model, side, batch, channels_last):
+    import torch
+    import torchvision_ops  # noqa: F401
+    from torch.nn import functional
+
+    if model == "ResNet50":
+        import torchvision
+
+        network = torchvision.models.resnet50(num_classes=CLASSES)
+        head, network.fc = network.fc, torch.nn.Identity()
+    else:
+        import timm
+
+        network = timm.create_model("seresnext50_32x4d", num_classes=0)
+        head = torch.nn.Linear(network.num_features, CLASSES)
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    parameters = [*network.parameters(), *head.parameters()]
+    optimizer = torch.optim.SGD(parameters, 0.001, momentum=0.9, weight_decay=1e-4)
+    image, label = (torch.from_numpy(array) for array in draw(side, batch))
+    mean, std = (torch.tensor(v) * 255 for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    same = label[:, None] == label
+    positive = same & ~torch.eye(batch, dtype=torch.bool)
+
+    def triplet(embedding):
+        """A random negative for each pair, as losses/tripletloss.py has it."""
+        x = functional.normalize(embedding.double())
+        d = (2 - 2 * x @ x.T).clamp(min=1e-12).sqrt()
+        chosen = torch.multinomial((~same).double(), batch, replacement=True)
+        return functional.relu(d + 0.1 - d.gather(1, chosen))[positive].mean().float()
+
+    def run():
+        # Pictures lie in memory as [B, H, W, 3]: permuted, that is channels_last already.
+        x = ((image.float() - mean) / std).permute(0, 3, 1, 2)
+        embedding = network(x if channels_last else x.contiguous())
+        loss = triplet(embedding) + functional.cross_entropy(head(embedding), label)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+
+    return run
+
+
+def train_py(model, side, batch, steps):
+    """Runs train.py's own main with its forward and Paddle's backward under a stop-watch."""
+    import utility
+
+    paddle = utility.start_paddle(seed=0)
+    from rows_reader import PHOTOS, find
+
+    import train
+    from models.embedding_net import EmbeddingNet
+
+    folder = tempfile.mkdtemp()
+    paths = [os.path.abspath(path) for path in find(PHOTOS, (375, 500), 120, 1)]
+    images = os.path.join(folder, "list.txt")
+    with open(images, "w") as file:
+        file.writelines(f"{path} {i // 4}\n" for i, path in enumerate(paths))
+    flags = (
+        f"--train_list={images} --model={model} --image_shape=3,{side},{side} --train_batch_size={batch} --lr=0.001 "
+        f"--total_images={steps * batch} --num_epochs=1 --eval_every=0 --overwrite=True --seed=0 "
+        "--model_save_dir="
+    )
+    begun, inside = [], []
+    forward, backward = EmbeddingNet.forward, paddle.Tensor.backward
+
+    def timed(function, first):
+        def call(*args, **options):
+            start = time.perf_counter()
+            if first:
+                begun.append(start)
+                inside.append(0.0)
+            result = function(*args, **options)
+            inside[-1] += time.perf_counter() - start
+            return result
+
+        return call
+
+    EmbeddingNet.forward = timed(forward, True)
+    paddle.Tensor.backward = timed(backward, False)
+
+    def run():
+        begun.clear()
+        inside.clear()
+        sys.argv = ["train.py", *(flags + tempfile.mkdtemp(dir=folder)).split()]
+        train.main()
+        # A step lasts from one forward to the next: the first, which waits for the first pictures, counts from there.
+        return {"outside": 1 - sum(inside[:-1]) / (begun[-1] - begun[0]), "seconds": begun[-1] - begun[0]}
+
+    return run
