@@ -2,9 +2,14 @@
 how much of train.py's own steps goes elsewhere than forward and backward.
 
 The same networks on both sides: torchvision's resnet50, timm's seresnext50_32x4d (its classifier without the dropout).
+"Two processes" share the batch out, as `python -m paddle.distributed.launch --nproc_per_node=2 train.py` does, which
+gives the same gradients but for batch norm, which sees each process's pictures (tests/test_parallel.py).
 """
 
+import contextlib
 import os
+import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -13,7 +18,7 @@ import numpy as np
 
 from comparison import Comparison, Speed, Value
 
-OURS, EAGER, LAST = "Paddle", "PyTorch eager", "PyTorch channels_last"
+OURS, TWO, EAGER, LAST = "Paddle", "Paddle, two processes", "PyTorch eager", "PyTorch channels_last"
 CLASSES = 100
 
 
@@ -25,10 +30,11 @@ def comparisons(tiny):
                 f"training step, {model}, {side} px, batch {batch}",
                 {
                     OURS: ("ours", size),
+                    TWO: ("shared_out", size),
                     EAGER: ("pytorch", {**size, "channels_last": False}),
                     LAST: ("pytorch", {**size, "channels_last": True}),
                 },
-                [Speed(OURS, EAGER), Speed(OURS, LAST)],
+                [Speed(OURS, EAGER), Speed(OURS, LAST), Speed(TWO, EAGER), Speed(TWO, LAST)],
                 5,
                 batch,
             )
@@ -48,28 +54,67 @@ def draw(side, batch):
 
 
 def ours(model, side, batch):
+    """As train.py has it: of several processes each takes its share, and all have the loss of the whole batch."""
     import utility
 
     paddle = utility.start_paddle(seed=0)
     import losses
     import models
+    import parallel
     from losses.softmax import SoftmaxLoss
 
     network = models.build_model(model, CLASSES, dropout=0.0)
     network.train()
+    if parallel.world_size() > 1:  # the rows with one process train batch norm, too
+        statistics = network.batch_norm_statistics()
     triplet, softmax = losses.build_loss("tripletloss"), SoftmaxLoss()
-    optimizer = paddle.optimizer.Momentum(0.001, 0.9, network.parameters(), weight_decay=1e-4)
-    image, label = (paddle.to_tensor(array) for array in draw(side, batch))
+    parameters = [p for p in network.parameters() if not p.stop_gradient]
+    optimizer = paddle.optimizer.Momentum(0.001, 0.9, parameters, weight_decay=1e-4)
+    own = parallel.share(batch)
+    pictures, labels = draw(side, batch)
+    image, label = paddle.to_tensor(pictures[own]), paddle.to_tensor(labels[own])
 
     def run():
-        embedding, logits = network(image)
-        loss = triplet(embedding, label) + softmax(logits, label)
+        whole = parallel.gather(label)
+        embedding, logits = (parallel.gather(tensor) for tensor in network(image))
+        loss = triplet(embedding, whole) + softmax(logits, whole)
         loss.backward()
+        parallel.sum_gradients(parameters)
+        if parallel.world_size() > 1:
+            parallel.average(statistics)
         optimizer.step()
         optimizer.clear_grad()
         loss.item()
 
     return run
+
+
+def shared_out(model, side, batch):
+    """`ours` in two processes with half of the threads each: this one, and one that it starts."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        master, *endpoints = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in sockets]
+    os.environ.update(
+        PADDLE_MASTER=master, PADDLE_TRAINERS_NUM="2", PADDLE_LOCAL_SIZE="2", PADDLE_TRAINER_ID="0",
+        PADDLE_TRAINER_ENDPOINTS=",".join(endpoints), PADDLE_CURRENT_ENDPOINT=endpoints[0],
+        OMP_NUM_THREADS=str(max(1, int(os.environ["OMP_NUM_THREADS"]) // 2)),
+    )  # fmt: skip
+    environment = {**os.environ, "PADDLE_TRAINER_ID": "1", "PADDLE_CURRENT_ENDPOINT": endpoints[1]}
+    code = f"import rows_step; rows_step.follow({model!r}, {side}, {batch})"
+    folders = os.pathsep.join(path for path in sys.path[:2])
+    subprocess.Popen(
+        [sys.executable, "-c", code], env={**environment, "PYTHONPATH": folders}, stderr=subprocess.DEVNULL
+    )
+    return ours(model, side, batch)
+
+
+def follow(model, side, batch):
+    """Takes a step whenever the first process does, and ends with it."""
+    run = ours(model, side, batch)
+    while True:
+        run()
 
 
 def pytorch(model, side, batch, channels_last):
