@@ -9,9 +9,9 @@ GIB = 2**30
 
 
 def comparisons(tiny):
-    sizes = [(300, 64, 10, 1)] if tiny else [(5924, 2048, 100, 5), (60502, 512, 11316, 3)]
-    for count, dimension, classes, rounds in sizes:
-        size = {"count": count, "dimension": dimension, "classes": classes}
+    sizes = [(300, 64, 10, 2.0, 1)] if tiny else [(5924, 2048, 100, 5.2, 7), (60502, 512, 11316, 2.4, 3)]
+    for count, dimension, classes, noise, rounds in sizes:
+        size = {"count": count, "dimension": dimension, "classes": classes, "noise": noise}
         yield Comparison(
             f"recall@1..8, {count} x {dimension}",
             {
@@ -44,12 +44,12 @@ def comparisons(tiny):
         )
 
 
-def draw(count, dimension, classes):
-    """-> features float32, labels: clusters that overlap so far that recall@1 is about 60 %."""
+def draw(count, dimension, classes, noise):
+    """-> features float32, labels: clusters with so much noise that recall@1 is about 60 %."""
     rng = np.random.default_rng(0)
     labels = np.sort(rng.integers(0, classes, count))
     features = rng.standard_normal((classes, dimension), dtype=np.float32)[labels]
-    features += (dimension / 16) ** 0.25 * 1.6 * rng.standard_normal(features.shape, dtype=np.float32)
+    features += noise * rng.standard_normal(features.shape, dtype=np.float32)
     shuffled = rng.permutation(count)
     return features[shuffled], labels[shuffled]
 

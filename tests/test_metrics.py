@@ -78,7 +78,7 @@ def test_any_block_size(monkeypatch, block):
 @pytest.mark.parametrize("side", [1, 2, 3, 7, 29, 30, 31, 58, 59, 60, 300])
 def test_classes_across_the_borders_of_blocks(monkeypatch, side):
     """59 queries: classes that end with a block, span several, or are alone in one; and many ties."""
-    monkeypatch.setattr(metrics, "BLOCK_VALUES", 4 * side * side)
+    monkeypatch.setattr(metrics, "BLOCK_VALUES", 16 * side * side)
     rng = np.random.default_rng(14)
     labels = rng.permutation(np.repeat(np.arange(9), [1, 7, 3, 1, 29, 2, 7, 1, 8]))
     check(rng.normal(size=(len(labels), 4)).astype(np.float32), labels)
