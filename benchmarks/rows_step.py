@@ -8,6 +8,7 @@ gives the same gradients but for batch norm, which sees each process's pictures 
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from comparison import Comparison, Speed, Value
 
 OURS, TWO, EAGER, LAST = "Paddle", "Paddle, two processes", "PyTorch eager", "PyTorch channels_last"
 CLASSES = 100
+GPU = shutil.which("nvidia-smi") is not None  # then on it, on both sides
 
 
 def comparisons(tiny):
@@ -30,11 +32,11 @@ def comparisons(tiny):
                 f"training step, {model}, {side} px, batch {batch}",
                 {
                     OURS: ("ours", size),
-                    TWO: ("shared_out", size),
+                    **({} if GPU else {TWO: ("shared_out", size)}),
                     EAGER: ("pytorch", {**size, "channels_last": False}),
                     LAST: ("pytorch", {**size, "channels_last": True}),
                 },
-                [Speed(OURS, EAGER), Speed(OURS, LAST), Speed(TWO, EAGER), Speed(TWO, LAST)],
+                [Speed(mine, other) for mine in ((OURS,) if GPU else (OURS, TWO)) for other in (EAGER, LAST)],
                 5,
                 batch,
             )
@@ -57,7 +59,7 @@ def ours(model, side, batch):
     """As train.py has it: of several processes each takes its share, and all have the loss of the whole batch."""
     import utility
 
-    paddle = utility.start_paddle(seed=0)
+    paddle = utility.start_paddle(use_gpu=GPU, seed=0, deterministic=False)
     import losses
     import models
     import parallel
@@ -69,7 +71,7 @@ def ours(model, side, batch):
         statistics = network.batch_norm_statistics()
     triplet, softmax = losses.build_loss("tripletloss"), SoftmaxLoss()
     parameters = [p for p in network.parameters() if not p.stop_gradient]
-    optimizer = paddle.optimizer.Momentum(0.001, 0.9, parameters, weight_decay=1e-4)
+    optimizer = paddle.optimizer.Momentum(0.001, 0.9, parameters, weight_decay=1e-4, use_multi_tensor=utility.on_gpu())
     own = parallel.share(batch)
     pictures, labels = draw(side, batch)
     image, label = paddle.to_tensor(pictures[own]), paddle.to_tensor(labels[own])
@@ -134,12 +136,15 @@ def pytorch(model, side, batch, channels_last):
         head = torch.nn.Linear(network.num_features, CLASSES)
     if channels_last:
         network = network.to(memory_format=torch.channels_last)
+    device = "cuda" if GPU and torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = True
+    network, head = network.to(device), head.to(device)
     parameters = [*network.parameters(), *head.parameters()]
     optimizer = torch.optim.SGD(parameters, 0.001, momentum=0.9, weight_decay=1e-4)
-    image, label = (torch.from_numpy(array) for array in draw(side, batch))
-    mean, std = (torch.tensor(v) * 255 for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    image, label = (torch.from_numpy(array).to(device) for array in draw(side, batch))
+    mean, std = (torch.tensor(v, device=device) * 255 for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     same = label[:, None] == label
-    positive = same & ~torch.eye(batch, dtype=torch.bool)
+    positive = same & ~torch.eye(batch, dtype=torch.bool, device=device)
 
     def triplet(embedding):
         """A random negative for each pair, as losses/tripletloss.py has it."""
