@@ -15,6 +15,7 @@ far, in bytes, the process has grown at most since it was set up (0 where there 
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -140,8 +141,9 @@ def measure(comparison, module, rounds):
                 break
             results.append({})
             for name, worker in list(workers.items()):
-                worker.stdin.write("\n")
-                worker.stdin.flush()
+                with contextlib.suppress(BrokenPipeError):  # it has died, as the missing answer will show
+                    worker.stdin.write("\n")
+                    worker.stdin.flush()
                 result = answer(worker)
                 if result is None:
                     print(f"warning: {comparison.what}: {name} failed in round {turn}", file=sys.stderr)
@@ -150,9 +152,10 @@ def measure(comparison, module, rounds):
                     results[-1][name] = result
     finally:
         for worker in workers.values():
-            worker.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                worker.stdin.close()
             worker.wait()
-    found = {name: result[comparison.same] for name, result in results[-1].items() if comparison.same in result}
+    found = {name: result[comparison.same] for name, result in results[0].items() if comparison.same in result}
     if found and max(found.values()) - min(found.values()) > 1e-3:
         print(f"warning: {comparison.what}: {comparison.same} should be the same: {found}", file=sys.stderr)
     # The first round was to warm up, which seconds of work need not.
