@@ -71,9 +71,7 @@ def _count_closer(features, first, last):
     """
     threshold = _best_positive(features, first, last) - np.float32(TIE)
     closer = np.zeros(len(features), np.int64)
-    # Large blocks, for between two products the BLAS library's threads wait for each other; but several in a row, since
-    # those on the diagonal hold each pair twice.
-    side = max(1, min(math.isqrt(BLOCK_VALUES), len(features) // 6))
+    side = max(1, math.isqrt(BLOCK_VALUES) // 4)  # 1024: what is counted is still in the processor's cache
     # One memory for all blocks: to get it anew from the system takes longer than to count.
     similarity, at_least = np.empty((side, side), np.float32), np.empty((side, side), bool)
     for top in range(0, len(features), side):

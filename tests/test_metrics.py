@@ -75,10 +75,10 @@ def test_any_block_size(monkeypatch, block):
     check(features, labels)
 
 
-@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 6, 7, 8, 9, 300])
+@pytest.mark.parametrize("side", [1, 2, 3, 7, 29, 30, 31, 58, 59, 60, 300])
 def test_classes_across_the_borders_of_blocks(monkeypatch, side):
     """59 queries: classes that end with a block, span several, or are alone in one; and many ties."""
-    monkeypatch.setattr(metrics, "BLOCK_VALUES", side * side)
+    monkeypatch.setattr(metrics, "BLOCK_VALUES", 16 * side * side)
     rng = np.random.default_rng(14)
     labels = rng.permutation(np.repeat(np.arange(9), [1, 7, 3, 1, 29, 2, 7, 1, 8]))
     check(rng.normal(size=(len(labels), 4)).astype(np.float32), labels)
@@ -86,10 +86,14 @@ def test_classes_across_the_borders_of_blocks(monkeypatch, side):
 
 
 def test_more_than_a_byte_can_count():
-    """Blocks of 300 rows in which every negative ties."""
-    features = np.ones((1800, 2), np.float32)
-    result = retrieval_metrics(features, np.arange(1800) // 2, (1798, 1799), full=False)
-    assert result == {"recall@1798": 0, "recall@1799": 1, "queries": 1800}
+    """A block of 700 rows in which every negative ties."""
+    features = np.zeros((700, 2), np.float32)
+    features[:, 0] = 1
+    labels = np.repeat(np.arange(350), 2)
+    assert check(features[:40], labels[:40])["recall@8"] == 0
+    assert retrieval_metrics(features, labels, (698, 699), full=False) == {
+        "recall@698": 0, "recall@699": 1, "queries": 700,
+    }  # fmt: skip
 
 
 def test_ties_count_against_the_network():
