@@ -103,6 +103,7 @@ def shared_out(model, side, batch):
         PADDLE_TRAINER_ENDPOINTS=",".join(endpoints), PADDLE_CURRENT_ENDPOINT=endpoints[0],
         OMP_NUM_THREADS=str(max(1, int(os.environ["OMP_NUM_THREADS"]) // 2)),
     )  # fmt: skip
+    os.environ.pop("MKL_NUM_THREADS", None)  # goes before the other
     environment = {**os.environ, "PADDLE_TRAINER_ID": "1", "PADDLE_CURRENT_ENDPOINT": endpoints[1]}
     code = f"import rows_step; rows_step.follow({model!r}, {side}, {batch})"
     folders = os.pathsep.join(path for path in sys.path[:2])

@@ -1,13 +1,35 @@
 """What the residual networks share."""
 
+import paddle
 import paddle.nn as nn
+
+
+class Conv1x1(nn.Conv2D):
+    """A 1x1 convolution without bias: [N, C, H, W] -> [N, out_channels, H/stride, W/stride].
+
+    Paddle's CPU kernel multiplies picture by picture, and its gradients read and write all weights each time: with few
+    positions that takes two to three times as long as one product for the whole batch.
+    """
+
+    def __init__(self, in_channels, out_channels, stride=1):
+        super().__init__(in_channels, out_channels, 1, stride, bias_attr=False)
+
+    def forward(self, x):
+        trains = paddle.in_dynamic_mode() and paddle.is_grad_enabled() and x.place.is_cpu_place()
+        stride = self._stride[0]
+        if not trains or x.shape[2] * x.shape[3] > 16 * stride**2:
+            return super().forward(x)
+        x = x[:, :, ::stride, ::stride]
+        channels_first = x.transpose([1, 0, 2, 3])
+        product = paddle.matmul(self.weight.flatten(1), channels_first.flatten(1))
+        return product.reshape([-1, *channels_first.shape[1:]]).transpose([1, 0, 2, 3])
 
 
 def shortcut(in_channels, out_channels, stride):
     """The identity, or a 1x1 convolution with batch norm where the block changes the shape."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
-    return nn.Sequential(nn.Conv2D(in_channels, out_channels, 1, stride, bias_attr=False), nn.BatchNorm2D(out_channels))
+    return nn.Sequential(Conv1x1(in_channels, out_channels, stride), nn.BatchNorm2D(out_channels))
 
 
 class ResidualStages(nn.Layer):

@@ -10,7 +10,7 @@ PaddleClas ("vb") in the 3x3. The shapes are the same, the outputs are not: weig
 import paddle.nn as nn
 import paddle.nn.functional as F
 
-from models.blocks import ResidualStages, shortcut
+from models.blocks import Conv1x1, ResidualStages, shortcut
 
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -43,11 +43,11 @@ class BottleneckBlock(nn.Layer):
         super().__init__()
         out_channels = width * self.expansion
         first, second = (stride, 1) if stride_in_first else (1, stride)
-        self.conv1 = nn.Conv2D(in_channels, width, 1, first, bias_attr=False)
+        self.conv1 = Conv1x1(in_channels, width, first)
         self.bn1 = nn.BatchNorm2D(width)
         self.conv2 = nn.Conv2D(width, width, 3, second, padding=1, bias_attr=False)
         self.bn2 = nn.BatchNorm2D(width)
-        self.conv3 = nn.Conv2D(width, out_channels, 1, bias_attr=False)
+        self.conv3 = Conv1x1(width, out_channels)
         self.bn3 = nn.BatchNorm2D(out_channels)
         self.downsample = shortcut(in_channels, out_channels, stride)
         self.last_norm = "bn3"

@@ -6,6 +6,7 @@ import paddle.nn.functional as F
 import pytest
 
 import models
+from models.blocks import Conv1x1
 from models.embedding_net import MEAN, STD, EmbeddingNet
 from utility import UserError
 
@@ -111,6 +112,21 @@ def test_backbone_equals_its_restatement(name, forward):
     image = pictures()
     with paddle.no_grad():
         close(network.backbone(normalised(image)), forward(normalised(image), network.backbone.state_dict()))
+
+
+@pytest.mark.parametrize(("size", "stride"), [((4, 4), 1), ((1, 3), 1), ((7, 5), 2), ((6, 6), 2)])
+def test_conv1x1_of_a_whole_batch_has_the_values_and_gradients_of_paddles(size, stride, monkeypatch):
+    layer = Conv1x1(5, 7, stride)
+    x = paddle.randn([3, 5, *size])
+    x.stop_gradient = False
+    wanted = F.conv2d(x, layer.weight, stride=stride)
+    towards = paddle.randn(wanted.shape)
+    wanted_gradients = paddle.grad(wanted, [x, layer.weight], [towards])
+    monkeypatch.setattr(paddle.nn.Conv2D, "forward", None)  # not used
+    result = layer(x)
+    close(result, wanted)
+    for gradient, wanted in zip(paddle.grad(result, [x, layer.weight], [towards]), wanted_gradients):
+        close(gradient, wanted)
 
 
 def test_strides_matter():
