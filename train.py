@@ -68,6 +68,8 @@ def parse_args():
     add("--deterministic", type=boolean, default=False,
         help="on a GPU, take algorithms that give the same bits in each run rather than the fastest")
     add("--amp", choices=("off", "float16", "bfloat16"), default="off", help="mixed precision on a GPU")
+    add("--channels_last", type=boolean, default=False,
+        help="with --amp, let Paddle lay out feature maps as [N, H, W, C], which tensor cores prefer")
 
     add = parser.add_argument_group("run").add_argument
     add("--model_save_dir", default="output", help="checkpoints and log go to <model_save_dir>/<model>/")
@@ -90,6 +92,8 @@ def parse_args():
 def main():
     args, typed = parse_args()
     utility.join_early(args)
+    if args.channels_last and args.amp == "off":
+        raise UserError("--channels_last=True needs --amp=float16 or bfloat16: in float32 Paddle keeps [N, C, H, W]")
     weights = resume.find_start(args, typed)
     continued = weights.state if args.checkpoint else None
     train, val, classes = load_lists(args, continued)
@@ -104,6 +108,8 @@ def main():
     resume.check_alike(args, weights, lists)
 
     paddle = utility.start_paddle(args.use_gpu, args.seed, args.deterministic)
+    if args.channels_last and amp_type(args):
+        paddle.incubate.autotune.set_config({"layout": {"enable": True}})
     noted = utility.note_signals()
     network = build_network(args, weights)
     optimizer = build_optimizer(paddle, args, network)
