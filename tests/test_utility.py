@@ -56,7 +56,9 @@ def test_a_bug_gets_its_traceback():
 
 
 def test_ctrl_c():
-    process = script("import time\nprint('ready', flush=True)\ntime.sleep(60)")
+    # What a shell starts in the background, such as these tests, ignores Ctrl-C, and so does what that starts.
+    heed = "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    process = script(f"{heed}print('ready', flush=True)\ntime.sleep(60)")
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate() == ("", "interrupted\n") and process.returncode == 130
