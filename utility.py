@@ -225,7 +225,6 @@ def start_paddle(use_gpu=False, seed=None, deterministic=None):
         deterministic: True has cuDNN take algorithms whose results repeat to the last bit, False has it time them and
             take the fastest, None leaves it alone. Without a meaning on the CPU, where results repeat.
 
-
     Returns the paddle module. Where several processes were launched, they join here, and draw the same random numbers
     whether there is a seed or not. Everything here that Paddle reads only when it is imported is left alone where
     the user has set it. Asking for a GPU that is not there is said once, and the CPU is used.
