@@ -7,6 +7,7 @@ in `.tmp<number>`, which the next run in the folder deletes.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -138,6 +139,12 @@ def checkpoint_names(run_dir):
     return sorted(names, key=_position)
 
 
+def copied_checkpoints(run_dir):
+    """Which of `latest` and `best` are checkpoints themselves rather than links: of a run copied without its links."""
+    paths = {link: os.path.join(run_dir, link) for link in ("latest", "best")}
+    return [n for n, p in paths.items() if not os.path.islink(p) and os.path.exists(os.path.join(p, CHECKPOINT_FILE))]
+
+
 def is_there(run_dir, state):
     """Whether the checkpoint that `state` belongs to is in `run_dir`."""
     return checkpoint_name(state) in checkpoint_names(run_dir)
@@ -164,7 +171,20 @@ def remove_old_checkpoints(run_dir, keep):
     stay = {os.path.basename(os.path.realpath(os.path.join(run_dir, link))) for link in ("latest", "best")}
     stay.update([name for name in names if "_" not in name][-keep:], names[-1:])
     remove_checkpoints(run_dir, [name for name in names if name not in stay])
-    shutil.rmtree(os.path.join(run_dir, SET_ASIDE), ignore_errors=True)
+    remove_set_aside(run_dir)
+
+
+def remove_set_aside(run_dir):
+    """Deletes what `set_run_aside` has moved, and nothing else that the folder may hold."""
+    aside = os.path.join(run_dir, SET_ASIDE)
+    if os.path.islink(aside):
+        return
+    remove_checkpoints(aside, [*checkpoint_names(aside), *copied_checkpoints(aside)])
+    for name in ("latest", "best", LOG_FILE):
+        with contextlib.suppress(OSError):
+            os.remove(os.path.join(aside, name))
+    with contextlib.suppress(OSError):  # it is not there, or holds something of the user's
+        os.rmdir(aside)
 
 
 def point_at(run_dir, link, name):
@@ -173,8 +193,7 @@ def point_at(run_dir, link, name):
     temporary = f"{path}.tmp{os.getpid()}"
     try:
         os.symlink(name, temporary)
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)  # a run that was copied without its links
+        keep_real_folder(run_dir, link)
         os.replace(temporary, path)
         sync_directory(run_dir)
     except OSError as error:
@@ -182,6 +201,25 @@ def point_at(run_dir, link, name):
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+
+
+def keep_real_folder(run_dir, link):
+    """Makes room for the link `<run_dir>/<link>` where a folder has that name, as in a run copied without its links.
+
+    The folder may be the only copy of its weights, so it is never deleted: it takes its checkpoint's own name where
+    that is free, else a name that nothing here touches, and a line says so.
+    """
+    path = os.path.join(run_dir, link)
+    if os.path.islink(path) or not os.path.isdir(path):
+        return
+    name = None
+    with contextlib.suppress(UserError, KeyError):
+        name = checkpoint_name(read_checkpoint_state(path))
+    if name is None or os.path.lexists(os.path.join(run_dir, name)):
+        taken = (f"{link}.kept{number}" for number in itertools.count(1))
+        name = next(free for free in taken if not os.path.lexists(os.path.join(run_dir, free)))
+    os.rename(path, os.path.join(run_dir, name))
+    print(f"note: {path} was a folder and no link (a copied run?): it is now {os.path.join(run_dir, name)}")
 
 
 # ---------------------------------------------------------------- starting in the folder of a run
@@ -224,6 +262,8 @@ def remove_leftovers(run_dir):
 def cut_log(run_dir, size):
     """Takes from the log what was written after the checkpoint at which it had `size` bytes: it will come again."""
     path = os.path.join(run_dir, LOG_FILE)
+    if os.path.islink(path):
+        raise UserError(f"{path}: a link: the log of a run is cut where it goes on, and another's file must not be")
     if size is not None and os.path.exists(path) and os.path.getsize(path) > size:
         os.truncate(path, size)
 
@@ -243,8 +283,11 @@ def set_run_aside(run_dir):
     aside is one that never came to its first checkpoint.
     """
     aside = os.path.join(run_dir, SET_ASIDE)
-    names = [*checkpoint_names(run_dir), "latest", "best", LOG_FILE]
-    names = [name for name in names if os.path.lexists(os.path.join(run_dir, name))]
+    names = [*checkpoint_names(run_dir), *copied_checkpoints(run_dir)]
+    for name in ("latest", "best", LOG_FILE):
+        path = os.path.join(run_dir, name)
+        if (os.path.lexists(path) and not os.path.isdir(path)) or os.path.islink(path):
+            names.append(name)
     try:
         if names and not os.path.isdir(aside):
             os.makedirs(aside)

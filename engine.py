@@ -2,11 +2,13 @@
 
     network = engine.prepare(network, args, pictures)      # what utility.extract is then given
 
-The network is traced once. What comes of it, a model in the format of `paddle.jit.save`, is kept in a folder beside the
-weights, so that the next run need not trace it again:
+The network is traced once. What comes of it, a model in the format of `paddle.jit.save`, is kept in this user's cache
+folder, so that the next run need not trace it again:
 
-    <weights>.inference/<hash of the weights>_<hash of all else>/ with model.json (2.x: model.pdmodel), model.pdiparams
-    and sums.json
+    <cache>/inference/<hash of their path>/<hash of the weights>_<hash of all else>/
+    with model.json (2.x: model.pdmodel), model.pdiparams and sums.json
+
+where <cache> is models.imagenet.cache_folder(). Nothing beside the weights is read, written or removed.
 
 Everything here has a way out: a model that can't be traced, written, read or is not as exact as it should be costs one
 line on stderr, and the network is run as it is. Importing this file does not import paddle.
@@ -17,6 +19,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -50,7 +53,7 @@ def add_engine_arguments(parser):
         choices=("auto", "inference", "eager"),
         default="auto",
         help="inference: trace the network and run it in Paddle's inference engine, which takes a second or two to "
-        "start and about 100 MB beside the weights (<weights>.inference) to start faster the next time; eager: run it "
+        "start and about 100 MB in ~/.cache/deep_metric_learning to start faster the next time; eager: run it "
         f"as it is; auto: inference for {MIN_PIXELS // 224**2} pictures of 224 x 224 or more, or as many pixels of "
         "other sizes. Features are equal but for rounding (relative 1e-4 at most). A GPU always runs it as it is",
     )
@@ -101,12 +104,12 @@ def no_bf16():
 
 
 def model_folders(args):
-    """Where to keep the models of --pretrained_model, the best first; [] for random weights."""
+    """Where to keep the models of --pretrained_model: in this user's cache alone; [] for random weights."""
     if not args.pretrained_model:
         return []
     weights = os.path.realpath(models.find_weights(args.pretrained_model, args.model))
     elsewhere = hashlib.sha256(os.fsencode(weights)).hexdigest()[:16]
-    return [f"{weights}.inference", os.path.join(cache_folder(), "inference", elsewhere)]
+    return [os.path.join(cache_folder(), "inference", elsewhere)]
 
 
 # ---------------------------------------------------------------- compiling
@@ -129,7 +132,7 @@ def compile_network(network, image_shape, precision="float32", folders=()):
     with _silence():
         for folder in folders:
             path = os.path.join(folder, key)
-            if not os.path.isdir(path):
+            if not os.path.isdir(path) or os.path.islink(path):
                 continue
             # Whatever is wrong with it, it can be made again.
             with contextlib.suppress(Exception):
@@ -338,7 +341,8 @@ def _remove_old(folder, key):
     """Deletes the models of other weights, all but the newest of these, and what ended processes have left."""
     weights = key.split("_")[0]
     with contextlib.suppress(OSError):  # other processes may do the same
-        paths = [os.path.join(folder, name) for name in os.listdir(folder) if name != key]
+        names = [name for name in os.listdir(folder) if _KEY.fullmatch(name) and name != key]  # the others are not ours
+        paths = [os.path.join(folder, name) for name in names]
         paths.sort(key=os.path.getmtime, reverse=True)
         same = [p for p in paths if os.path.basename(p).startswith(f"{weights}_") and ".tmp" not in p]
         for path in paths:
@@ -346,6 +350,9 @@ def _remove_old(folder, key):
             old = os.path.getmtime(path) < time.time() - 3600 if leftover else path not in same[: KEPT - 1]
             if old:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+_KEY = re.compile(r"[0-9a-f]{16}_[0-9a-f]{16}(\.tmp\w+)?")  # the names of our folders, whole or being written
 
 
 def _umask():
@@ -395,9 +402,24 @@ def check_export_folder(folder):
     folder = os.path.realpath(folder)
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"--export_dir={folder}: a file, not a folder")
-    if os.path.isdir(folder) and os.listdir(folder) and not os.path.exists(os.path.join(folder, DESCRIPTION)):
+    if os.path.isdir(folder) and not _is_export(folder):
         raise UserError(f"--export_dir={folder}: holds other files; give a new folder")
     utility.make_directory(os.path.dirname(folder))
+
+
+def _is_export(folder):
+    """Whether all that `folder` holds is what `export` writes, so that it may be replaced; also where it is empty."""
+    names = set(os.listdir(folder))
+    if not names:
+        return True
+    try:
+        with open(os.path.join(folder, DESCRIPTION)) as file:
+            description = json.load(file)
+        ours = isinstance(description["transform"]["meaning"], str) and isinstance(description["paddle"], str)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    possible = {DESCRIPTION, "README.md", f"{MODEL}.json", f"{MODEL}.pdmodel", f"{MODEL}.pdiparams"}
+    return ours and names <= possible and all(os.path.isfile(os.path.join(folder, name)) for name in names)
 
 
 def export(network, folder, args, labels=None):
@@ -457,6 +479,7 @@ def export(network, folder, args, labels=None):
         with utility.atomic_write(os.path.join(temporary, DESCRIPTION)) as file:
             json.dump(description, file, indent=1)
         if os.path.isdir(folder):
+            check_export_folder(folder)  # again: minutes may have passed
             os.rename(folder, replaced)
         os.rename(temporary, folder)
         utility.sync_directory(os.path.dirname(folder))

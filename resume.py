@@ -56,7 +56,7 @@ def find_start(args, typed):
 def find_latest(args):
     """The path of the newest whole checkpoint in --model_save_dir, whatever the link points at, or None."""
     names = [args.model] if args.model else models.MODELS
-    runs = [name for name in names if checkpoints.checkpoint_names(os.path.join(args.model_save_dir, name))]
+    runs = [name for name in names if newest_checkpoint(os.path.join(args.model_save_dir, name))]
     if len(runs) > 1:
         raise UserError(f"{args.model_save_dir}: --checkpoint=latest or auto needs --model, one of {', '.join(runs)}")
     return newest_checkpoint(os.path.join(args.model_save_dir, runs[0])) if runs else None
@@ -65,6 +65,7 @@ def find_latest(args):
 def newest_checkpoint(run_dir):
     """The path of the newest checkpoint in `run_dir`, or None."""
     names = checkpoints.checkpoint_names(run_dir)
+    names = names or checkpoints.copied_checkpoints(run_dir)[:1]
     return os.path.join(run_dir, names[-1]) if names else None
 
 
@@ -130,7 +131,7 @@ def prepare_run_dir(args, run_dir, continued):
             f"{args.checkpoint}: the run has later checkpoints ({', '.join(later)}): --checkpoint=latest goes on from "
             "the last, --overwrite=True deletes them, another --model_save_dir keeps them"
         )
-    if names and not same and not args.overwrite:
+    if (names or checkpoints.copied_checkpoints(run_dir)) and not same and not args.overwrite:
         raise UserError(
             f"{run_dir}: holds an earlier run: continue it with --checkpoint=latest, delete it with --overwrite=True, "
             "or take another --model_save_dir"
@@ -139,6 +140,8 @@ def prepare_run_dir(args, run_dir, continued):
     checkpoints.lock(run_dir)
     checkpoints.remove_leftovers(run_dir)
     if same:
+        for link in ("latest", "best"):
+            checkpoints.keep_real_folder(run_dir, link)
         checkpoints.point_at(run_dir, "latest", checkpoints.checkpoint_name(continued))
         checkpoints.remove_checkpoints(run_dir, later)
         checkpoints.cut_log(run_dir, continued.get("log_bytes"))
@@ -149,7 +152,10 @@ def prepare_run_dir(args, run_dir, continued):
 def load_progress(args, run_dir, continued, network, optimizer, scaler, state):
     """Puts what the checkpoint says of optimizer, loss scaling and progress into `optimizer`, `scaler` and `state`."""
     if args.optimizer == continued["args"]["optimizer"]:
-        saved = models.read_pickle(os.path.join(args.checkpoint, checkpoints.OPTIMIZER_FILE))
+        checkpoint = args.checkpoint
+        if not os.path.isdir(checkpoint):  # a copied run's latest/ or best/, which has its own name by now
+            checkpoint = os.path.join(run_dir, checkpoints.checkpoint_name(continued))
+        saved = models.read_pickle(os.path.join(checkpoint, checkpoints.OPTIMIZER_FILE))
         checkpoints.load_optimizer_state(network, optimizer, saved)
     else:
         print(f"note: {args.optimizer} starts anew: it can't use the state of {continued['args']['optimizer']}")

@@ -128,6 +128,7 @@ def main():
     log = os.path.join(run_dir, utility.LOG_FILE)
     if parallel.is_first():
         resume.prepare_run_dir(args, run_dir, continued)
+    parallel.meet("the run's folder")  # in which a checkpoint may have got another name
     if continued:
         resume.load_progress(args, run_dir, continued, network, optimizer, scaler, state)
     utility.print_arguments(args)

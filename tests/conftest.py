@@ -4,6 +4,7 @@ import collections
 import os
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ sys.path.insert(0, ROOT)
 
 import utility
 
+# What the scripts keep for the next run, they keep here rather than in the cache of whoever runs the tests.
+CACHE = tempfile.TemporaryDirectory()
+os.environ["DEEP_METRIC_LEARNING_CACHE"] = CACHE.name
 # Two test processes share the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 utility.start_paddle()

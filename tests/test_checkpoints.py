@@ -1,6 +1,7 @@
 """Checkpoints and the folder of a run: written whole or not at all, found again, and cleaned up after a crash."""
 
 import errno
+import json
 import os
 
 import numpy as np
@@ -152,6 +153,20 @@ def test_point_at(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["1", "2", "latest"]
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     assert os.path.samefile(moved / "latest", moved / "2")  # a run may be moved
+
+
+def test_folders_in_place_of_links_are_kept(tmp_path, capsys):
+    state = json.dumps({"format": checkpoints.CHECKPOINT_FORMAT, "epoch": 3, "step": 5, "steps": 5})
+    for name in ("latest", "best"):
+        os.makedirs(tmp_path / name)
+        (tmp_path / name / checkpoints.CHECKPOINT_FILE).write_text(state)
+        (tmp_path / name / "model.pdparams").write_text(name)
+        checkpoints.keep_real_folder(str(tmp_path), name)
+    checkpoints.point_at(str(tmp_path), "latest", "3")
+    assert sorted(os.listdir(tmp_path)) == ["3", "best.kept1", "latest"]
+    assert (tmp_path / "latest" / "model.pdparams").read_text() == "latest"
+    assert (tmp_path / "best.kept1" / "model.pdparams").read_text() == "best"
+    assert f"it is now {tmp_path / '3'}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

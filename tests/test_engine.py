@@ -260,16 +260,33 @@ def test_bf16_on_a_cpu_without_it(network, monkeypatch, capsys):
     assert capsys.readouterr().err == note
 
 
-def test_models_are_kept_beside_the_weights_and_else_in_the_cache_folder(tmp_path, monkeypatch):
+def test_models_are_kept_in_the_cache_folder_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEP_METRIC_LEARNING_CACHE", str(tmp_path / "cache"))
     checkpoint = tmp_path / "run" / "7"
     checkpoint.mkdir(parents=True)
     (checkpoint / "model.pdparams").write_bytes(b"")
     (tmp_path / "run" / "best").symlink_to("7")
-    beside, elsewhere = engine.model_folders(arguments(pretrained_model=str(tmp_path / "run" / "best")))
-    assert beside == str(checkpoint / "model.pdparams.inference")
-    assert os.path.dirname(elsewhere) == str(tmp_path / "cache" / "inference")
+    (folder,) = engine.model_folders(arguments(pretrained_model=str(tmp_path / "run" / "best")))
+    assert os.path.dirname(folder) == str(tmp_path / "cache" / "inference")
     assert engine.model_folders(arguments()) == []
+
+
+def test_what_is_not_ours_in_the_cache_stays(network, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("")
+    engine.compile_network(network, SHAPE, folders=[str(tmp_path)])
+    assert kept(tmp_path) == sorted(["thesis", engine.model_key(network, SHAPE)])
+
+
+def test_a_link_beside_the_weights_is_left_alone(birds, weights, tmp_path):
+    home = tmp_path / "home"
+    (home / "pictures").mkdir(parents=True)
+    (home / "pictures" / "a.jpg").write_text("")
+    own = tmp_path / "own.pdparams"
+    shutil.copyfile(weights, own)
+    os.symlink(home, f"{own}.inference")
+    run("eval.py", *SMALL, *birds.lists, f"--pretrained_model={own}", "--pooling=max", "--engine=inference")
+    assert os.listdir(home) == ["pictures"] and os.listdir(home / "pictures") == ["a.jpg"]
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +315,7 @@ def test_scripts_give_the_same_through_the_engine(birds, weights, features, tmp_
     classes = [re.findall(r"class \[.*", line) for line in features[1]]
     assert [re.findall(r"class \[.*", line) for line in re.findall("^Test-.*", result.stdout, re.MULTILINE)] == classes
     assert result.stderr == ""  # nothing of what Paddle says of passes and executors
-    line = r"^inference engine: float32, \d+ threads, compiled and kept in .*small\.pdparams\.inference, [\d.]+ sec$"
+    line = r"^inference engine: float32, \d+ threads, compiled and kept in .*inference.[0-9a-f]+, [\d.]+ sec$"
     assert re.search(line, result.stdout, re.MULTILINE)
     outputs = [tmp_path / name for name in ("inference.json", "eager.json")]
     result = run("eval.py", *common, f"--output_json={outputs[0]}")
@@ -374,6 +391,13 @@ def test_an_export_is_whole_or_nothing(network, tmp_path, no_trace, capfd):
     (tmp_path / "own" / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="holds other files"):
         engine.check_export_folder(str(tmp_path / "own"))
+    # A description alone does not make a folder ours, nor does an export with something beside it.
+    (tmp_path / "own" / "description.json").write_text("{}")
+    with pytest.raises(UserError, match="holds other files"):
+        engine.check_export_folder(str(tmp_path / "own"))
+    (target / "notes.txt").write_text("")
+    with pytest.raises(UserError, match="holds other files"):
+        engine.check_export_folder(str(target))
     with pytest.raises(UserError, match="a file, not a folder"):
         engine.check_export_folder(str(tmp_path / "own" / "thesis.tex"))
 
