@@ -8,6 +8,7 @@ images of that list. Similarity is the cosine of the embeddings.
 """
 
 import json
+import os
 import time
 
 import numpy as np
@@ -31,6 +32,8 @@ def parse_args():
     add("--batch_size", type=number(int, low=1), default=32, help="images at once; changes no figure")
     add("--recall_at", type=utility.comma_separated(number(int, low=1)), default=[1, 2, 4, 8], help="the k of recall@k")
     add("--gallery_list", default="", help="search in this list rather than in --val_list itself")
+    add("--exclude_self", type=boolean, default=True,
+        help="with --gallery_list, leave a query's own picture (the same file) out of what it can find")
     add("--head_labels", type=boolean, default=False,
         help="the list's labels are the class numbers of a head that came without labels, as with an ImageNet list and "
         "an ImageNet model: print its loss and accuracy")
@@ -61,13 +64,24 @@ def main():
     start = time.time()
     network = engine.prepare(network, args, sum(len(samples.paths) for samples in (query, gallery) if samples))
     classes = head_classes(args, query, head_labels, trained)
-    features, labels, result = run_list(network, query, args, classes)
+    features, index, result = run_list(network, query, args, classes)
     if gallery:
-        gallery_features, gallery_labels, _ = run_list(network, gallery, args, None)
+        gallery_features, gallery_index, _ = run_list(network, gallery, args, None)
     if not parallel.is_first():
         return
+    labels = query.labels[index]
     if gallery:
-        result.update(metrics.retrieval_metrics(features, labels, args.recall_at, gallery_features, gallery_labels))
+        own = own_pictures(query, index, gallery, gallery_index)
+        count = sum(len(found) > 0 for found in own)
+        if count:
+            what = "left out of what it can find" if args.exclude_self else "found, too (--exclude_self=False)"
+            print(f"note: {count} of {len(own)} queries are in the gallery themselves: a query's own picture is {what}")
+        result.update(
+            metrics.retrieval_metrics(
+                features, labels, args.recall_at, gallery_features, gallery.labels[gallery_index],
+                own=own if args.exclude_self else None,
+            )
+        )  # fmt: skip
     else:
         result.update(metrics.retrieval_metrics(features, labels, args.recall_at))
     result["seconds"] = round(time.time() - start, 2)
@@ -76,6 +90,18 @@ def main():
     if args.output_json:
         with utility.atomic_write(args.output_json) as file:
             json.dump({**result, "args": vars(args)}, file, indent=1)
+
+
+def own_pictures(query, query_index, gallery, gallery_index):
+    """For each query, the rows of the gallery's features that are the same file, links followed: int64 [0 or more].
+
+    Args:
+        query_index, gallery_index: which pictures of the Samples were read, int64 [N], [M].
+    """
+    rows = {}
+    for row, index in enumerate(gallery_index):
+        rows.setdefault(os.path.realpath(gallery.paths[index]), []).append(row)
+    return [np.array(rows.get(os.path.realpath(query.paths[index]), []), np.int64) for index in query_index]
 
 
 def head_classes(args, samples, head_labels, trained):
@@ -106,8 +132,8 @@ def head_classes(args, samples, head_labels, trained):
 def run_list(network, samples, args, classes):
     """Runs the network over a list; prints the head's loss and accuracy every ten batches where `classes` are given.
 
-    Returns: features float32 [N, D], labels int64 [N], {"loss", "acc1", "acc5"} or {}; (None, None, {}) in all but the
-        first of several processes
+    Returns: features float32 [N, D], indices into the list int64 [N], {"loss", "acc1", "acc5"} or {}; (None, None, {})
+        in all but the first of several processes
     """
     losses, ranks = [], []
     start = time.time()
@@ -134,10 +160,10 @@ def run_list(network, samples, args, classes):
         return None, None, {}
     reader.report_bad_images(samples, bad)
     if classes is None:
-        return features, samples.labels[index], {}
+        return features, index, {}
     rank = np.concatenate(ranks)
     head = {"loss": np.concatenate(losses).mean(), "acc1": (rank <= 1).mean(), "acc5": (rank <= 5).mean()}
-    return features, samples.labels[index], {name: float(value) for name, value in head.items()}
+    return features, index, {name: float(value) for name, value in head.items()}
 
 
 if __name__ == "__main__":

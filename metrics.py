@@ -12,7 +12,8 @@ TIE = 1e-6
 BLOCK_VALUES = 2**24
 
 
-def retrieval_metrics(features, labels, recall_at=(1, 2, 4, 8), gallery_features=None, gallery_labels=None, full=True):
+def retrieval_metrics(features, labels, recall_at=(1, 2, 4, 8), gallery_features=None, gallery_labels=None, full=True,
+                      own=None):  # fmt: skip
     """How well the nearest neighbours of each query, by cosine, share its class.
 
     Every image is a query against all others of the list (itself excluded by its index, so that duplicates of it are
@@ -24,6 +25,8 @@ def retrieval_metrics(features, labels, recall_at=(1, 2, 4, 8), gallery_features
         recall_at: the k of recall@k.
         gallery_features, gallery_labels: [M, D], [M]; None: the queries themselves.
         full: False leaves out MAP@R and R-precision, which need every positive's rank.
+        own: for each query the gallery's indices that are its own picture, as a sequence of int arrays [0 or more]: no
+            neighbours of it. None: the gallery has no picture of the queries.
 
     Returns: a dict of
         "recall@k": share of queries with a positive among their k nearest neighbours;
@@ -41,14 +44,17 @@ def retrieval_metrics(features, labels, recall_at=(1, 2, 4, 8), gallery_features
     if gallery_features is None:
         gallery, gallery_labels = query, query_labels
     else:
-        order = np.argsort(gallery_labels, kind="stable")
-        gallery, gallery_labels = _unit(gallery_features, order), np.asarray(gallery_labels)[order]
+        gallery_order = np.argsort(gallery_labels, kind="stable")
+        gallery, gallery_labels = _unit(gallery_features, gallery_order), np.asarray(gallery_labels)[gallery_order]
+        if own is not None:
+            place = np.argsort(gallery_order)  # of each picture, in the sorted gallery
+            own = [place[own[i]] for i in order]
     # Sorted by class, the positives of a query are one slice of its row.
     first = np.searchsorted(gallery_labels, query_labels, "left")
     last = np.searchsorted(gallery_labels, query_labels, "right")
 
     if full or gallery is not query:
-        positives, closer, average_precision, r_precision = _rank_rows(query, gallery, first, last, full)
+        positives, closer, average_precision, r_precision = _rank_rows(query, gallery, first, last, full, own)
     else:
         positives, closer = last - first - 1, _count_closer(query, first, last)
     result = {f"recall@{k}": float((closer < k)[positives > 0].sum() / len(query)) for k in recall_at}
@@ -114,7 +120,7 @@ def _best_positive(features, first, last):
     return best
 
 
-def _rank_rows(query, gallery, first, last, full):
+def _rank_rows(query, gallery, first, last, full, own=None):
     """Goes through the similarities by whole rows.
 
     Returns: the number of each query's positives and of the negatives that are closer than (or as close as) the closest
@@ -127,10 +133,13 @@ def _rank_rows(query, gallery, first, last, full):
     for start in range(0, len(query), rows):
         part = query[start : start + rows]
         for i, row in enumerate(np.matmul(part, gallery.T, out=similarity[: len(part)]), start):
-            positive = row[first[i] : last[i]].copy()
-            row[first[i] : last[i]] = -np.inf  # leaves the negatives
             if gallery is query:
-                positive = np.delete(positive, i - first[i])
+                row[i] = -np.inf
+            elif own is not None:
+                row[own[i]] = -np.inf
+            positive = row[first[i] : last[i]]
+            positive = positive[positive > -np.inf]
+            row[first[i] : last[i]] = -np.inf  # leaves the negatives
             if not len(positive):
                 continue
             positive[::-1].sort()

@@ -193,3 +193,17 @@ def test_memory_stays_bounded_with_one_large_class():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200e6
+
+
+def test_a_query_does_not_find_itself_in_the_gallery():
+    """Queries that are the whole gallery, in another order, give what the list against itself gives."""
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(40, 8)).astype(np.float32), rng.integers(0, 6, 40)
+    order = rng.permutation(40)
+    place = np.argsort(order)
+    own = [np.array([place[i]]) for i in range(40)]
+    wanted = retrieval_metrics(features, labels)
+    found = retrieval_metrics(features, labels, gallery_features=features[order], gallery_labels=labels[order], own=own)
+    assert found == wanted and wanted["recall@1"] < 0.5
+    kept = retrieval_metrics(features, labels, gallery_features=features[order], gallery_labels=labels[order])
+    assert kept["recall@1"] == 1
