@@ -7,12 +7,14 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# The package index has GPU wheels of paddlepaddle up to 2.6.2, for GPUs up to compute capability 8.x and Python up to
-# 3.12. Newer GPUs: install a 3.x wheel from Paddle's install page into $(VENV) by hand; it is then left alone.
-GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -n | tail -n 1 | \
-	awk '$$1 > 0 && $$1 < 9 {print "yes"}')
-OLD_ENOUGH := $(shell $(PYTHON) -c 'import sys; print("yes" if sys.version_info < (3, 13) else "")' 2>/dev/null)
-REQUIREMENTS ?= $(if $(and $(GPU),$(OLD_ENOUGH)),requirements-gpu.txt,requirements.txt)
+# With a GPU, the wheel of Paddle's own index that has code for the oldest and the newest one here: cu118 up to compute
+# capability 9.0 from 6.0, cu126 from 7.5 to 9.0, cu129 above. Where no wheel has code for both, PADDLE_INDEX chooses.
+CAPABILITIES := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -n)
+PADDLE_CUDA := $(shell echo $(CAPABILITIES) | awk '{low = $$1; high = $$NF} \
+	low >= 7.5 && high <= 9 {print "cu126"} low >= 7.5 && high > 9 {print "cu129"} \
+	low >= 6 && low < 7.5 && high <= 9 {print "cu118"}')
+PADDLE_INDEX ?= $(if $(PADDLE_CUDA),https://www.paddlepaddle.org.cn/packages/stable/$(PADDLE_CUDA)/)
+REQUIREMENTS ?= requirements.txt
 RUN := $(VENV)/bin/python
 
 .PHONY: quickstart test test-2.6 soak bench clean
@@ -26,7 +28,7 @@ test: $(VENV)/installed-dev
 	$(RUN) -m pytest -n 2
 
 test-2.6:
-	$(MAKE) VENV=.venv-2.6 REQUIREMENTS=requirements-2.6.txt .venv-2.6/installed-dev
+	$(MAKE) VENV=.venv-2.6 REQUIREMENTS=requirements-2.6.txt PADDLE_INDEX= .venv-2.6/installed-dev
 	.venv-2.6/bin/python -m pytest -n 2 tests/test_scripts.py tests/test_bad_input.py tests/test_pretrained.py \
 		tests/test_faults.py tests/test_parallel.py tests/test_checkpoints.py tests/test_engine.py
 
@@ -46,7 +48,12 @@ bench: .venv-bench/installed
 $(VENV)/installed: $(REQUIREMENTS)
 	$(PYTHON) -m venv $(VENV)
 	@$(RUN) -c 'import paddle' 2>/dev/null || echo "installing $(REQUIREMENTS): about 200 MB, a few minutes"
+ifneq ($(PADDLE_INDEX),)
+	$(RUN) -c 'import paddle' 2>/dev/null || $(RUN) -m pip install --quiet paddlepaddle-gpu==3.3.1 -i $(PADDLE_INDEX)
+	grep -v paddlepaddle $(REQUIREMENTS) | $(RUN) -m pip install --quiet -r /dev/stdin
+else
 	$(RUN) -c 'import paddle, cv2, PIL, safetensors' 2>/dev/null || $(RUN) -m pip install --quiet -r $(REQUIREMENTS)
+endif
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
