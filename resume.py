@@ -49,6 +49,8 @@ def find_start(args, typed):
     model = args.model or models.DEFAULT_MODEL
     weights = models.read_weights(args.pretrained_model, model) if args.pretrained_model else None
     models.settle_arguments(args, weights.state if weights else None, () if args.allow_partial else ("model",))
+    if not weights and parallel.is_first():
+        print("note: no --pretrained_model: training starts from random weights")
     args.seed = random.SystemRandom().randrange(2**31) if args.seed is None else args.seed
     return weights
 
@@ -105,7 +107,7 @@ def continue_run(args, typed):
         args, state, ("model", "pooling", "embedding_size") if args.force else tuple(models.SETTINGS)
     )
     before = state["args"]
-    for name in set(before) - typed - set(THIS_PROCESS):
+    for name in set(before) & set(vars(args)) - typed - set(THIS_PROCESS):  # without flags that are no more
         setattr(args, name, before[name])
     if "model_save_dir" not in typed:
         args.model_save_dir = os.path.normpath(os.path.join(args.checkpoint, os.pardir, os.pardir))

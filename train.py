@@ -68,8 +68,6 @@ def parse_args():
     add("--deterministic", type=boolean, default=False,
         help="on a GPU, take algorithms that give the same bits in each run rather than the fastest")
     add("--amp", choices=("off", "float16", "bfloat16"), default="off", help="mixed precision on a GPU")
-    add("--channels_last", type=boolean, default=False,
-        help="with --amp, let Paddle lay out feature maps as [N, H, W, C], which tensor cores prefer")
 
     add = parser.add_argument_group("run").add_argument
     add("--model_save_dir", default="output", help="checkpoints and log go to <model_save_dir>/<model>/")
@@ -92,8 +90,6 @@ def parse_args():
 def main():
     args, typed = parse_args()
     utility.join_early(args)
-    if args.channels_last and args.amp == "off":
-        raise UserError("--channels_last=True needs --amp=float16 or bfloat16: in float32 Paddle keeps [N, C, H, W]")
     weights = resume.find_start(args, typed)
     continued = weights.state if args.checkpoint else None
     train, val, classes = load_lists(args, continued)
@@ -108,8 +104,7 @@ def main():
     resume.check_alike(args, weights, lists)
 
     paddle = utility.start_paddle(args.use_gpu, args.seed, args.deterministic)
-    if args.channels_last and amp_type(args):
-        paddle.incubate.autotune.set_config({"layout": {"enable": True}})
+    check_amp(paddle, args)
     noted = utility.note_signals()
     network = build_network(args, weights)
     optimizer = build_optimizer(paddle, args, network)
@@ -263,6 +258,14 @@ def learning_rate(args, epoch):
 def amp_type(args):
     """float16 or bfloat16 where there is mixed precision, else None."""
     return args.amp if args.amp != "off" and utility.on_gpu() else None
+
+
+def check_amp(paddle, args):
+    """Raises a UserError where the GPU lacks --amp's type: Paddle would train in float32 after one warning."""
+    kind = amp_type(args)
+    if kind and not getattr(paddle.amp, f"is_{kind}_supported")():
+        other = "float16" if kind == "bfloat16" else "off"
+        raise UserError(f"--amp={kind}: this GPU can't compute in {kind}: take --amp={other}")
 
 
 def training_batches(args, train, state, bad_images):

@@ -257,7 +257,10 @@ def start_paddle(use_gpu=False, seed=None, deterministic=None):
     if not gpu:
         _keep_freed_memory()
     elif deterministic is not None:
-        paddle.set_flags({"FLAGS_cudnn_deterministic" if deterministic else "FLAGS_cudnn_exhaustive_search": True})
+        # Both, for the environment may have set the other one, and Paddle refuses the two together.
+        paddle.set_flags(
+            {"FLAGS_cudnn_deterministic": deterministic, "FLAGS_cudnn_exhaustive_search": not deterministic}
+        )
     parallel.start(gpu)
     paddle.seed(parallel.from_first(random.SystemRandom().randrange(2**31) if seed is None else seed))
     return paddle

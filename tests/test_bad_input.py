@@ -103,7 +103,6 @@ def test_batch_shape(birds, output):
         ("--lr=-1", ["--lr", "at least 0"]),
         ("--lr=nan", ["--lr", "at least 0"]),
         ("--num_epochs=0", ["--num_epochs", "at least 1"]),
-        ("--channels_last=True", ["--channels_last", "--amp"]),
         ("--use_gpu=maybe", ["--use_gpu", "True or False", "maybe"]),
         ("--image_shape=224", ["3,224,224"]),
         ("--image_shape=1,32,32", ["3,224,224"]),

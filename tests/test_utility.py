@@ -323,3 +323,21 @@ def test_extract(head):
         assert all(logits is None for _, logits in seen)
     with pytest.raises(UserError, match="not one image could be read"):
         utility.extract(Means(head), samples, [], [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "supported", "wanted"), [("bfloat16", False, "--amp=float16"), ("float16", True, None)]
+)
+def test_amp_that_the_gpu_lacks_is_an_error(monkeypatch, kind, supported, wanted):
+    """With a stand-in for the GPU."""
+    import types
+
+    import train
+
+    monkeypatch.setattr(utility, "on_gpu", lambda: True)
+    amp = types.SimpleNamespace(**{f"is_{kind}_supported": lambda: supported})
+    if wanted is None:
+        train.check_amp(types.SimpleNamespace(amp=amp), types.SimpleNamespace(amp=kind))
+        return
+    with pytest.raises(utility.UserError, match=wanted):
+        train.check_amp(types.SimpleNamespace(amp=amp), types.SimpleNamespace(amp=kind))
