@@ -128,9 +128,14 @@ def where(samples, index):
     return samples.paths[index] if place is None else f"{place}: {samples.paths[index]}"
 
 
-def fingerprint(samples):
-    """A digest of the names (without folders, which may move) and labels of a list, in its order."""
-    rows = (f"{os.path.basename(path)} {label}\n" for path, label in zip(samples.paths, samples.labels))
+def fingerprint(samples, components=2):
+    """A digest of a list in its order: labels, and of each path the last components; the folders above may move.
+
+    Args:
+        components: 2, since names repeat in every class folder (0.jpg, 1.jpg, ...); older checkpoints have 1.
+    """
+    names = ("/".join(os.path.normpath(path).split(os.sep)[-components:]) for path in samples.paths)
+    rows = (f"{name} {label}\n" for name, label in zip(names, samples.labels))
     return hashlib.sha256("".join(rows).encode(errors="surrogateescape")).hexdigest()
 
 

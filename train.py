@@ -95,6 +95,9 @@ def main():
     train, val, classes = load_lists(args, continued)
     steps = max(1, (args.total_images or len(train.paths)) // args.train_batch_size)
     lists = {"train_list": reader.fingerprint(train), "val_list": reader.fingerprint(val) if val else None}
+    for name, samples in (("train_list", train), ("val_list", val)):
+        if continued and samples and continued.get(name) == reader.fingerprint(samples, components=1):
+            continued[name] = lists[name]  # the same list, in a checkpoint with the digests of before
     if continued and lists["train_list"] != continued.get("train_list", lists["train_list"]) and not args.force:
         raise UserError(
             f"{args.train_list}: not the pictures and labels that the run of {args.checkpoint} had; --force=True "

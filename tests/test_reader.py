@@ -1040,3 +1040,14 @@ def test_read_in_order(folder, transform, capsys):
     args.on_bad_image = "fail"
     with pytest.raises(UserError, match=r"list\.txt:10: .*9\.jpg: not an image"):
         list(reader.read_in_order(folder, args, 8, bad))
+
+
+def test_fingerprint():
+    """Names that repeat in every class folder are told apart; the folders above may move."""
+    labels = np.array([0, 1])
+    first, other, moved = (
+        reader.Samples([f"{a}/0.jpg", f"{b}/0.jpg"], labels, None, None)
+        for a, b in (("x/cat", "x/dog"), ("x/cow", "x/dog"), ("y/z/cat", "y/./dog"))
+    )
+    assert reader.fingerprint(first) == reader.fingerprint(moved) != reader.fingerprint(other)
+    assert reader.fingerprint(first, components=1) == reader.fingerprint(other, components=1)
