@@ -7,20 +7,28 @@ in `.tmp<number>`, which the next run in the folder deletes.
 """
 
 import contextlib
-import itertools
+import filecmp
 import json
 import math
 import os
 import re
 import shutil
 
-from utility import LOG_FILE, UserError, atomic_write, sync_directory
+import files
+import parallel
+from utility import UserError
 
+LOG_FILE = "train_log.jsonl"
 CHECKPOINT_FORMAT = 1
 CHECKPOINT_FILE = "checkpoint.json"
 WEIGHTS_FILE = "model.pdparams"
 OPTIMIZER_FILE = "model.pdopt"
 SET_ASIDE = "replaced"
+LINKS = ("latest", "best")
+# What a folder that is one of our checkpoints holds, and nothing else; what a process that was ended may leave.
+PARTS = re.compile(r"(model\.pdparams|model\.pdopt|checkpoint\.json)(\.tmp\d+)?")
+LEFTOVER = re.compile(r"(model\.pdparams|model\.pdopt|checkpoint\.json|latest|best|\d+(_\d+)?(\.old)?)\.tmp\d+")
+PROBE = re.compile(r"\.write_test(\.old)?\.tmp\d+")
 
 # ---------------------------------------------------------------- one checkpoint
 
@@ -54,12 +62,11 @@ def save_checkpoint(run_dir, network, optimizer, state):
         paddle.save(_named_optimizer_state(network, optimizer), os.path.join(temporary, OPTIMIZER_FILE))
         for file_name in (WEIGHTS_FILE, OPTIMIZER_FILE):
             with open(os.path.join(temporary, file_name), "rb") as file:
-                os.fsync(file.fileno())
+                files.sync(file.fileno())
         write_checkpoint_state(temporary, state)
-        if os.path.isdir(final):
-            remove_checkpoints(run_dir, [name])
+        remove_checkpoints(run_dir, [name])
         os.replace(temporary, final)
-        sync_directory(run_dir)
+        files.sync_directory(run_dir)
     except OSError as error:
         raise UserError(f"{final}: cannot write the checkpoint: {error.strerror or error}") from None
     finally:
@@ -70,7 +77,7 @@ def save_checkpoint(run_dir, network, optimizer, state):
 
 def write_checkpoint_state(path, state):
     """Writes what `read_checkpoint_state` reads into the checkpoint directory `path`."""
-    with atomic_write(os.path.join(path, CHECKPOINT_FILE)) as file:
+    with files.atomic_write(os.path.join(path, CHECKPOINT_FILE)) as file:
         json.dump({"format": CHECKPOINT_FORMAT, **state}, file, indent=1)
 
 
@@ -84,6 +91,8 @@ def read_checkpoint_state(path):
         raise UserError(f"{path}: not a checkpoint directory of train.py ({error.strerror}: {file_name})") from None
     except ValueError as error:
         raise UserError(f"{file_name}: not readable as a checkpoint's description: {error}") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{file_name}: not readable as a checkpoint's description: no JSON object")
     if state.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"{file_name}: checkpoint format {state.get('format')}, this version reads {CHECKPOINT_FORMAT}")
     # Written before checkpoints inside an epoch existed.
@@ -135,14 +144,37 @@ def _position(name):
 def checkpoint_names(run_dir):
     """The names of the checkpoints in `run_dir`, the newest last."""
     names = os.listdir(run_dir) if os.path.isdir(run_dir) else []
-    names = [n for n in names if _position(n) and os.path.exists(os.path.join(run_dir, n, CHECKPOINT_FILE))]
+    names = [name for name in names if _position(name) and described_name(os.path.join(run_dir, name)) == name]
     return sorted(names, key=_position)
+
+
+def described_name(path):
+    """The name that the checkpoint in the folder `path` was written under; None where there is none."""
+    try:
+        return checkpoint_name(read_checkpoint_state(path))
+    except (UserError, KeyError):
+        return None
 
 
 def copied_checkpoints(run_dir):
     """Which of `latest` and `best` are checkpoints themselves rather than links: of a run copied without its links."""
-    paths = {link: os.path.join(run_dir, link) for link in ("latest", "best")}
-    return [n for n, p in paths.items() if not os.path.islink(p) and os.path.exists(os.path.join(p, CHECKPOINT_FILE))]
+    paths = {link: os.path.join(run_dir, link) for link in LINKS}
+    return [link for link, path in paths.items() if not os.path.islink(path) and described_name(path)]
+
+
+def newest_checkpoint(run_dir):
+    """The path of the newest checkpoint in `run_dir`, under whatever name, or None."""
+    paths = [os.path.join(run_dir, name) for name in (*copied_checkpoints(run_dir), *checkpoint_names(run_dir))]
+    paths.sort(key=lambda path: _position(described_name(path)))  # stable: the number goes before the copy
+    return paths[-1] if paths else None
+
+
+def in_the_way(run_dir, epochs):
+    """The paths of what is no checkpoint of ours and has the name that one of a run of `epochs` epochs will have."""
+    names = os.listdir(run_dir) if os.path.isdir(run_dir) else []
+    own = checkpoint_names(run_dir)
+    taken = [name for name in names if _position(name) and _position(name)[0] < epochs and name not in own]
+    return [os.path.join(run_dir, name) for name in sorted(taken, key=_position)]
 
 
 def is_there(run_dir, state):
@@ -156,70 +188,94 @@ def later_checkpoints(run_dir, name):
 
 
 def remove_checkpoints(run_dir, names):
+    """Deletes checkpoints; one that holds something else, or was not written under its name, stays."""
     for name in names:
         path = os.path.join(run_dir, name)
-        temporary = f"{path}.old.tmp{os.getpid()}"
-        with contextlib.suppress(OSError):  # one that can't be deleted does no harm
-            os.rename(path, temporary)  # so that half of it never looks like a whole one
-            shutil.rmtree(temporary)
+        if name in LINKS or described_name(path) == name:
+            files.remove_folder(path, PARTS)
 
 
 def remove_old_checkpoints(run_dir, keep):
     """Deletes what is no longer needed: epochs but for the `keep` newest, checkpoints inside an epoch but for the
     newest, and a run set aside. What `latest` and `best` point at stays."""
     names = checkpoint_names(run_dir)
-    stay = {os.path.basename(os.path.realpath(os.path.join(run_dir, link))) for link in ("latest", "best")}
+    stay = {read_link(run_dir, link) for link in LINKS}
     stay.update([name for name in names if "_" not in name][-keep:], names[-1:])
     remove_checkpoints(run_dir, [name for name in names if name not in stay])
     remove_set_aside(run_dir)
 
 
-def remove_set_aside(run_dir):
-    """Deletes what `set_run_aside` has moved, and nothing else that the folder may hold."""
-    aside = os.path.join(run_dir, SET_ASIDE)
-    if os.path.islink(aside):
-        return
-    remove_checkpoints(aside, [*checkpoint_names(aside), *copied_checkpoints(aside)])
-    for name in ("latest", "best", LOG_FILE):
-        with contextlib.suppress(OSError):
-            os.remove(os.path.join(aside, name))
-    with contextlib.suppress(OSError):  # it is not there, or holds something of the user's
-        os.rmdir(aside)
+# ---------------------------------------------------------------- latest and best
 
 
 def point_at(run_dir, link, name):
-    """Makes the link `<run_dir>/<link>` (latest, best) point at the checkpoint `name`, in one step."""
+    """Makes the link `<run_dir>/<link>` (latest, best) point at the checkpoint `name`, in one step.
+
+    Where there are no links, it is a small file with that name in it.
+    """
     path = os.path.join(run_dir, link)
     temporary = f"{path}.tmp{os.getpid()}"
+    make_way(run_dir, link)
     try:
-        os.symlink(name, temporary)
-        keep_real_folder(run_dir, link)
-        os.replace(temporary, path)
-        sync_directory(run_dir)
+        if files.link(temporary, name):
+            os.replace(temporary, path)
+            files.sync_directory(run_dir)
+            return
     except OSError as error:
         raise UserError(f"{path}: cannot make this a link to {name}: {error.strerror}") from None
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+    if os.path.islink(path):
+        os.remove(path)  # atomic_write would write what it points at
+    with files.atomic_write(path) as file:
+        file.write(f"{name}\n")
 
 
-def keep_real_folder(run_dir, link):
-    """Makes room for the link `<run_dir>/<link>` where a folder has that name, as in a run copied without its links.
+def read_link(run_dir, link):
+    """The name of the checkpoint that `latest` or `best` points at; None where it is nothing that `point_at` made."""
+    path = os.path.join(run_dir, link)
+    name = ""
+    with contextlib.suppress(OSError, ValueError):
+        if os.path.islink(path):
+            name = os.readlink(path)
+        elif os.path.isfile(path) and os.path.getsize(path) < 100:
+            with open(path) as file:
+                name = file.read().strip()
+    return name if _position(name) else None
 
-    The folder may be the only copy of its weights, so it is never deleted: it takes its checkpoint's own name where
-    that is free, else a name that nothing here touches, and a line says so.
+
+def resolve(path):
+    """The folder of the checkpoint `path`, which may be a small file in place of a link; else `path` as it is."""
+    run_dir, link = os.path.split(os.path.normpath(path))
+    if link in LINKS and os.path.isfile(path):
+        name = read_link(run_dir, link)
+        return os.path.join(run_dir, name) if name else path
+    return path
+
+
+def make_way(run_dir, link):
+    """Makes room for the link `<run_dir>/<link>` where something else has that name, such as the checkpoint itself in
+    a run that was copied without its links.
+
+    That may be the only copy of its weights: it takes the checkpoint's own name where that is free. It is deleted where
+    that checkpoint is there and the same, and else kept under a name that nothing here touches.
     """
     path = os.path.join(run_dir, link)
-    if os.path.islink(path) or not os.path.isdir(path):
+    if not os.path.lexists(path) or read_link(run_dir, link):
         return
-    name = None
-    with contextlib.suppress(UserError, KeyError):
-        name = checkpoint_name(read_checkpoint_state(path))
-    if name is None or os.path.lexists(os.path.join(run_dir, name)):
-        taken = (f"{link}.kept{number}" for number in itertools.count(1))
-        name = next(free for free in taken if not os.path.lexists(os.path.join(run_dir, free)))
-    os.rename(path, os.path.join(run_dir, name))
-    print(f"note: {path} was a folder and no link (a copied run?): it is now {os.path.join(run_dir, name)}")
+    name = None if os.path.islink(path) else described_name(path)
+    numbered = name and os.path.join(run_dir, name)
+    if name and _is_copy(path, numbered) and files.remove_folder(path, PARTS):
+        return
+    files.keep(path, numbered)
+
+
+def _is_copy(path, other):
+    names = os.listdir(path)
+    if os.path.islink(other) or not os.path.isdir(other) or sorted(names) != sorted(os.listdir(other)):
+        return False
+    return filecmp.cmpfiles(path, other, names, shallow=False)[0] == names
 
 
 # ---------------------------------------------------------------- starting in the folder of a run
@@ -228,7 +284,7 @@ def keep_real_folder(run_dir, link):
 def lock(run_dir):
     """Keeps other processes out of `run_dir` until this one ends, however it does; once more is no matter.
 
-    Raises: UserError where there is another. Does nothing on a system or file system without locks.
+    Raises: UserError where there is another. On a system or file system without locks a line says so.
     """
     if run_dir in _locks:
         return
@@ -240,7 +296,7 @@ def lock(run_dir):
     except BlockingIOError:
         raise UserError(f"{run_dir}: another train.py is writing here: take another --model_save_dir") from None
     except (ImportError, OSError):
-        pass
+        print(f"note: {run_dir}: no locks here: nothing keeps a second run from writing there at the same time")
 
 
 _locks = {}  # folder -> descriptor, which stays open
@@ -251,29 +307,54 @@ def remove_leftovers(run_dir):
     for folder in (run_dir, *(os.path.join(run_dir, name) for name in checkpoint_names(run_dir))):
         for name in os.listdir(folder):
             path = os.path.join(folder, name)
-            if re.search(r"\.tmp\d+$", name):
-                if os.path.isdir(path) and not os.path.islink(path):
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    with contextlib.suppress(OSError):
-                        os.remove(path)
+            if not LEFTOVER.fullmatch(name) and not PROBE.fullmatch(name):
+                continue
+            if os.path.isdir(path) and not os.path.islink(path):
+                files.remove_folder(path, re.compile("[ab]") if PROBE.fullmatch(name) else PARTS)
+            else:
+                with contextlib.suppress(OSError):
+                    os.remove(path)
+
+
+# ---------------------------------------------------------------- the log
+
+
+def log_json(run_dir, record):
+    """Appends one JSON object to the log of the run; of several processes only the first does."""
+    if parallel.is_first():
+        files.append(os.path.join(run_dir, LOG_FILE), json.dumps(record) + "\n")
 
 
 def cut_log(run_dir, size):
     """Takes from the log what was written after the checkpoint at which it had `size` bytes: it will come again."""
-    path = os.path.join(run_dir, LOG_FILE)
-    if os.path.islink(path):
-        raise UserError(f"{path}: a link: the log of a run is cut where it goes on, and another's file must not be")
-    if size is not None and os.path.exists(path) and os.path.getsize(path) > size:
-        os.truncate(path, size)
+    if size is not None:
+        files.cut(os.path.join(run_dir, LOG_FILE), size)
 
 
 def log_size(run_dir):
     """Bytes of the log, which are on the disk then."""
     with contextlib.suppress(FileNotFoundError), open(os.path.join(run_dir, LOG_FILE), "rb") as file:
-        os.fsync(file.fileno())
+        files.sync(file.fileno())
         return os.fstat(file.fileno()).st_size
     return 0
+
+
+def read_log(run_dir):
+    """The records of the log, a list of dicts; None where there is none, or where it is not a log of ours."""
+    path = os.path.join(run_dir, LOG_FILE)
+    if os.path.islink(path):
+        return None
+    try:
+        with open(path, "rb") as file:
+            *lines, rest = file.read().split(b"\n")  # the last line may be half written
+        records = [json.loads(line) for line in lines]
+        ours = all(isinstance(record, dict) and {"args", "epoch"} & set(record) for record in records)
+    except (OSError, ValueError):
+        return None
+    return records if ours and (lines or not rest) else None
+
+
+# ---------------------------------------------------------------- a run that another replaces
 
 
 def set_run_aside(run_dir):
@@ -284,10 +365,10 @@ def set_run_aside(run_dir):
     """
     aside = os.path.join(run_dir, SET_ASIDE)
     names = [*checkpoint_names(run_dir), *copied_checkpoints(run_dir)]
-    for name in ("latest", "best", LOG_FILE):
-        path = os.path.join(run_dir, name)
-        if (os.path.lexists(path) and not os.path.isdir(path)) or os.path.islink(path):
-            names.append(name)
+    names += [link for link in LINKS if read_link(run_dir, link)]
+    names += [LOG_FILE] if read_log(run_dir) is not None else []
+    if os.path.lexists(aside) and (os.path.islink(aside) or not os.path.isdir(aside)):
+        raise UserError(f"{aside}: in the way: the earlier run would be moved there until the new one has a checkpoint")
     try:
         if names and not os.path.isdir(aside):
             os.makedirs(aside)
@@ -295,9 +376,39 @@ def set_run_aside(run_dir):
             path, target = os.path.join(run_dir, name), os.path.join(aside, name)
             if not os.path.lexists(target):
                 os.rename(path, target)
-            elif os.path.isdir(path) and not os.path.islink(path):
-                remove_checkpoints(run_dir, [name])
-            else:
+            elif (name in LINKS and not os.path.isdir(path)) or (name == LOG_FILE and restarts(run_dir)):
                 os.remove(path)
+            else:
+                raise UserError(f"{target}: in the way: {path} would be moved there; remove it or rename it")
     except OSError as error:
         raise UserError(f"{run_dir}: cannot set the earlier run aside: {error.strerror}") from None
+
+
+def remove_set_aside(run_dir):
+    """Deletes what `set_run_aside` has moved, and nothing else that the folder may hold."""
+    aside = os.path.join(run_dir, SET_ASIDE)
+    if os.path.islink(aside) or not os.path.isdir(aside):
+        return
+    remove_checkpoints(aside, [*checkpoint_names(aside), *copied_checkpoints(aside)])
+    own = [link for link in LINKS if read_link(aside, link)]
+    own += [LOG_FILE] if read_log(aside) is not None else []
+    for name in own:
+        with contextlib.suppress(OSError):
+            os.remove(os.path.join(aside, name))
+    with contextlib.suppress(OSError):  # it holds something of the user's
+        os.rmdir(aside)
+
+
+def restarts(run_dir):
+    """Whether the log is ours and of a run that never finished an epoch: a new one will write the same."""
+    records = read_log(run_dir)
+    return records is not None and all(record.get("epoch", 0) <= 0 for record in records)
+
+
+def make_way_for_log(run_dir):
+    """For a new run where there are no checkpoints: empties the log of one that never had any, and keeps any other."""
+    path = os.path.join(run_dir, LOG_FILE)
+    if restarts(run_dir):
+        files.cut(path, 0)
+    elif os.path.lexists(path):
+        files.keep(path)

@@ -27,6 +27,7 @@ import time
 
 import numpy as np
 
+import files
 import models
 import parallel
 import utility
@@ -132,7 +133,7 @@ def compile_network(network, image_shape, precision="float32", folders=()):
     with _silence():
         for folder in folders:
             path = os.path.join(folder, key)
-            if not os.path.isdir(path) or os.path.islink(path):
+            if files.foreign_entry(path, _PARTS):  # also where there is none
                 continue
             # Whatever is wrong with it, it can be made again.
             with contextlib.suppress(Exception):
@@ -141,7 +142,7 @@ def compile_network(network, image_shape, precision="float32", folders=()):
                 _check(run, network, image_shape, precision)
                 run.source = f"as kept in {folder}"
                 return run
-            shutil.rmtree(path, ignore_errors=True)
+            files.remove_folder(path, _PARTS)
         for folder in [*folders, None]:
             try:
                 return _make(network, image_shape, precision, folder, key)
@@ -326,7 +327,7 @@ def _sums(folder):
 
 
 def _write_sums(folder):
-    with utility.atomic_write(os.path.join(folder, SUMS)) as file:
+    with files.atomic_write(os.path.join(folder, SUMS)) as file:
         json.dump(_sums(folder), file)
 
 
@@ -349,10 +350,12 @@ def _remove_old(folder, key):
             leftover = ".tmp" in os.path.basename(path)
             old = os.path.getmtime(path) < time.time() - 3600 if leftover else path not in same[: KEPT - 1]
             if old:
-                shutil.rmtree(path, ignore_errors=True)
+                files.remove_folder(path, _PARTS)
 
 
-_KEY = re.compile(r"[0-9a-f]{16}_[0-9a-f]{16}(\.tmp\w+)?")  # the names of our folders, whole or being written
+# The names of our folders, whole or being written, and of what they hold.
+_KEY = re.compile(r"[0-9a-f]{16}_[0-9a-f]{16}((\.old)?\.tmp\w+)?")
+_PARTS = re.compile(r"model\.(json|pdmodel|pdiparams|pdiparams\.info)|sums\.json(\.tmp\d+)?")
 
 
 def _umask():
@@ -404,13 +407,12 @@ def check_export_folder(folder):
         raise UserError(f"--export_dir={folder}: a file, not a folder")
     if os.path.isdir(folder) and not _is_export(folder):
         raise UserError(f"--export_dir={folder}: holds other files; give a new folder")
-    utility.make_directory(os.path.dirname(folder))
+    files.make_directory(os.path.dirname(folder))
 
 
 def _is_export(folder):
     """Whether all that `folder` holds is what `export` writes, so that it may be replaced; also where it is empty."""
-    names = set(os.listdir(folder))
-    if not names:
+    if not os.listdir(folder):
         return True
     try:
         with open(os.path.join(folder, DESCRIPTION)) as file:
@@ -418,8 +420,10 @@ def _is_export(folder):
         ours = isinstance(description["transform"]["meaning"], str) and isinstance(description["paddle"], str)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    possible = {DESCRIPTION, "README.md", f"{MODEL}.json", f"{MODEL}.pdmodel", f"{MODEL}.pdiparams"}
-    return ours and names <= possible and all(os.path.isfile(os.path.join(folder, name)) for name in names)
+    return ours and not files.foreign_entry(folder, _EXPORTED)
+
+
+_EXPORTED = re.compile(r"model\.(json|pdmodel|pdiparams)|description\.json|README\.md")
 
 
 def export(network, folder, args, labels=None):
@@ -474,15 +478,15 @@ def export(network, folder, args, labels=None):
             height=height, width=width,
             input=run.names[0], output=run.names[1], size=embedding.shape[1], transform=transform,
         )  # fmt: skip
-        with utility.atomic_write(os.path.join(temporary, "README.md")) as file:
+        with files.atomic_write(os.path.join(temporary, "README.md")) as file:
             file.write(readme)
-        with utility.atomic_write(os.path.join(temporary, DESCRIPTION)) as file:
+        with files.atomic_write(os.path.join(temporary, DESCRIPTION)) as file:
             json.dump(description, file, indent=1)
         if os.path.isdir(folder):
             check_export_folder(folder)  # again: minutes may have passed
             os.rename(folder, replaced)
         os.rename(temporary, folder)
-        utility.sync_directory(os.path.dirname(folder))
+        files.sync_directory(os.path.dirname(folder))
     except UserError:
         raise
     except Exception as error:  # Paddle's have many types

@@ -14,6 +14,7 @@ import time
 import numpy as np
 
 import engine
+import files
 import metrics
 import models
 import parallel
@@ -56,7 +57,7 @@ def main():
         if parallel.is_first():
             reader.report_repeated(samples)
     if args.output_json:
-        utility.check_output(args.output_json)
+        files.check_output(args.output_json, is_figures, "a file of figures that eval.py wrote")
     utility.start_paddle(args.use_gpu, args.seed)
     network, head_labels, trained = models.load_network(args)
     utility.print_arguments(args)
@@ -88,8 +89,18 @@ def main():
     for name, value in result.items():
         print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
     if args.output_json:
-        with utility.atomic_write(args.output_json) as file:
+        with files.atomic_write(args.output_json) as file:
             json.dump({**result, "args": vars(args)}, file, indent=1)
+
+
+def is_figures(path):
+    """Whether a file is one that --output_json has written before."""
+    try:
+        with open(path) as file:
+            figures = json.load(file)
+        return "queries" in figures and "args" in figures
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def own_pictures(query, query_index, gallery, gallery_index):

@@ -11,10 +11,12 @@ writes a model for Paddle Inference that takes pictures and returns embeddings, 
 """
 
 import os
+import zipfile
 
 import numpy as np
 
 import engine
+import files
 import models
 import parallel
 import reader
@@ -54,7 +56,7 @@ def main():
     if args.feature_file:
         if not args.feature_file.endswith(".npz"):
             raise UserError(f"--feature_file={args.feature_file}: must end in .npz")
-        utility.check_output(args.feature_file)
+        files.check_output(args.feature_file, is_feature_file, "a feature file of infer.py")
     if samples and args.on_bad_image == "fail":
         reader.check_files(samples)
     utility.start_paddle(args.use_gpu, args.seed)
@@ -74,9 +76,18 @@ def main():
         arrays = {"features": features, "paths": np.array([samples.paths[i] for i in index])}
         if samples.labels is not None:
             arrays["labels"] = samples.labels[index]
-        with utility.atomic_write(args.feature_file, "wb") as file:
+        with files.atomic_write(args.feature_file, "wb") as file:
             np.savez(file, **arrays)
         print(f"wrote {len(index)} features of size {features.shape[1]} to {args.feature_file}")
+
+
+def is_feature_file(path):
+    """Whether a file is one that --feature_file has written before."""
+    try:
+        with np.load(path) as file:
+            return {"features", "paths"} <= set(file.files) <= {"features", "paths", "labels"}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError):
+        return False
 
 
 def find_samples(inputs, data_dir):

@@ -7,6 +7,7 @@ import random
 import numpy as np
 
 import checkpoints
+import files
 import models
 import parallel
 import utility
@@ -37,6 +38,7 @@ def find_start(args, typed):
         if not args.checkpoint:
             raise UserError(f"{args.model_save_dir}: --checkpoint=latest, but there is no checkpoint to continue")
     if args.checkpoint:
+        args.checkpoint = checkpoints.resolve(args.checkpoint)
         state = continue_run(args, typed)
         if is_done(args, state) and state["epoch"] + 1 >= args.num_epochs:
             if auto:
@@ -58,17 +60,10 @@ def find_start(args, typed):
 def find_latest(args):
     """The path of the newest whole checkpoint in --model_save_dir, whatever the link points at, or None."""
     names = [args.model] if args.model else models.MODELS
-    runs = [name for name in names if newest_checkpoint(os.path.join(args.model_save_dir, name))]
+    runs = [name for name in names if checkpoints.newest_checkpoint(os.path.join(args.model_save_dir, name))]
     if len(runs) > 1:
         raise UserError(f"{args.model_save_dir}: --checkpoint=latest or auto needs --model, one of {', '.join(runs)}")
-    return newest_checkpoint(os.path.join(args.model_save_dir, runs[0])) if runs else None
-
-
-def newest_checkpoint(run_dir):
-    """The path of the newest checkpoint in `run_dir`, or None."""
-    names = checkpoints.checkpoint_names(run_dir)
-    names = names or checkpoints.copied_checkpoints(run_dir)[:1]
-    return os.path.join(run_dir, names[-1]) if names else None
+    return checkpoints.newest_checkpoint(os.path.join(args.model_save_dir, runs[0])) if runs else None
 
 
 def check_alike(args, weights, lists):
@@ -110,7 +105,7 @@ def continue_run(args, typed):
     for name in set(before) & set(vars(args)) - typed - set(THIS_PROCESS):  # without flags that are no more
         setattr(args, name, before[name])
     if "model_save_dir" not in typed:
-        args.model_save_dir = os.path.normpath(os.path.join(args.checkpoint, os.pardir, os.pardir))
+        args.model_save_dir = find_run(args.checkpoint, state)
     changed = {n: f"--{n}={getattr(args, n)} (was {before[n]})" for n in sorted(typed & set(before) - set(THIS_PROCESS))
                if getattr(args, n) != before[n]}  # fmt: skip
     forbidden = [what for name, what in changed.items() if name in SAME_RUN]
@@ -121,11 +116,34 @@ def continue_run(args, typed):
     return state
 
 
+def find_run(checkpoint, state):
+    """The --model_save_dir of the run that the folder `checkpoint` is in, links followed.
+
+    Raises: UserError where it lies anywhere else: nothing is written around a checkpoint that somebody copied.
+    """
+    run_dir = os.path.dirname(os.path.normpath(checkpoint)) or os.curdir
+    real = os.path.realpath(checkpoint)
+    if os.path.realpath(run_dir) != os.path.dirname(real):
+        run_dir = os.path.dirname(real)
+    model = state["settings"]["model"]
+    named = os.path.basename(real) in (checkpoints.checkpoint_name(state), *checkpoints.LINKS)
+    if (
+        not named
+        or os.path.basename(os.path.abspath(run_dir)) != model
+        or not os.path.isfile(os.path.join(run_dir, checkpoints.LOG_FILE))
+    ):
+        raise UserError(
+            f"--checkpoint={checkpoint}: not in the folder of a run ({model}/ with its {checkpoints.LOG_FILE}): "
+            "--model_save_dir says where to go on"
+        )
+    return os.path.normpath(os.path.join(run_dir, os.pardir))
+
+
 def prepare_run_dir(args, run_dir, continued):
     """Makes `run_dir` ready; an earlier run in it is only touched with --checkpoint or --overwrite."""
     if os.path.isdir(run_dir):
         checkpoints.lock(run_dir)  # before looking, for another process may be about to save
-    names = checkpoints.checkpoint_names(run_dir)
+    names = [*checkpoints.checkpoint_names(run_dir), *checkpoints.copied_checkpoints(run_dir)]
     same = continued and os.path.realpath(run_dir) == os.path.dirname(os.path.realpath(args.checkpoint))
     later = checkpoints.later_checkpoints(run_dir, checkpoints.checkpoint_name(continued)) if same else []
     if later and not args.overwrite:
@@ -133,22 +151,48 @@ def prepare_run_dir(args, run_dir, continued):
             f"{args.checkpoint}: the run has later checkpoints ({', '.join(later)}): --checkpoint=latest goes on from "
             "the last, --overwrite=True deletes them, another --model_save_dir keeps them"
         )
-    if (names or checkpoints.copied_checkpoints(run_dir)) and not same and not args.overwrite:
+    if names and not same and not args.overwrite:
         raise UserError(
             f"{run_dir}: holds an earlier run: continue it with --checkpoint=latest, delete it with --overwrite=True, "
             "or take another --model_save_dir"
         )
-    utility.make_directory(run_dir)
+    check_room(args, run_dir, same)
+    for line in files.try_folder(run_dir):
+        print(f"note: {run_dir}: {line}")
     checkpoints.lock(run_dir)
     checkpoints.remove_leftovers(run_dir)
     if same:
-        for link in ("latest", "best"):
-            checkpoints.keep_real_folder(run_dir, link)
+        checkpoints.cut_log(run_dir, continued.get("log_bytes"))
+        for link in checkpoints.LINKS:
+            checkpoints.make_way(run_dir, link)
         checkpoints.point_at(run_dir, "latest", checkpoints.checkpoint_name(continued))
         checkpoints.remove_checkpoints(run_dir, later)
-        checkpoints.cut_log(run_dir, continued.get("log_bytes"))
-    else:
+        return
+    if args.overwrite:
         checkpoints.set_run_aside(run_dir)
+    checkpoints.make_way_for_log(run_dir)
+    for link in checkpoints.LINKS:
+        checkpoints.make_way(run_dir, link)
+
+
+def check_room(args, run_dir, same):
+    """Raises a UserError where something that must stay has a name in `run_dir` that the run will need."""
+    taken = checkpoints.in_the_way(run_dir, args.num_epochs)
+    if taken:
+        raise UserError(
+            f"{taken[0]}: no checkpoint that was written under this name, where the run will write one: move it, or "
+            "take another --model_save_dir"
+        )
+    for name in checkpoints.checkpoint_names(run_dir):
+        foreign = files.foreign_entry(os.path.join(run_dir, name), checkpoints.PARTS)
+        if foreign:
+            print(f"note: {foreign} is not train.py's: the checkpoint that it lies in will not be deleted")
+    weights = os.path.realpath(args.pretrained_model) if args.pretrained_model else ""
+    if args.overwrite and not same and weights.startswith(os.path.join(os.path.realpath(run_dir), "")):
+        raise UserError(
+            f"--pretrained_model={args.pretrained_model}: lies in the run that --overwrite=True deletes: copy it "
+            "elsewhere, or take another --model_save_dir"
+        )
 
 
 def load_progress(args, run_dir, continued, network, optimizer, scaler, state):
@@ -179,7 +223,7 @@ def load_progress(args, run_dir, continued, network, optimizer, scaler, state):
 
 def last_checkpoint(args):
     """The path of the newest checkpoint of the run in progress, or None."""
-    return newest_checkpoint(os.path.join(args.model_save_dir, args.model))
+    return checkpoints.newest_checkpoint(os.path.join(args.model_save_dir, args.model))
 
 
 def is_done(args, state):

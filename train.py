@@ -123,7 +123,6 @@ def main():
         "process": utility.describe_process(),
     }
     run_dir = os.path.join(args.model_save_dir, args.model)
-    log = os.path.join(run_dir, utility.LOG_FILE)
     if parallel.is_first():
         resume.prepare_run_dir(args, run_dir, continued)
     parallel.meet("the run's folder")  # in which a checkpoint may have got another name
@@ -133,7 +132,7 @@ def main():
     if args.amp != "off" and not utility.on_gpu():
         print("note: --amp works on a GPU only: training in float32")
     parallel.meet("the start")
-    utility.log_json(log, {"args": vars(args), "process": utility.describe_process()})
+    checkpoints.log_json(run_dir, {"args": vars(args), "process": utility.describe_process()})
 
     def save():
         """Writes the checkpoint of `state`; -> its path. Of several processes the first does so, and all wait."""
@@ -148,17 +147,17 @@ def main():
     if continued and parallel.from_first(not checkpoints.is_there(run_dir, state)):
         save()  # the run goes on in another folder, or with other steps
     if args.eval_at_start and not continued:
-        evaluate(network, val, args, log, -1, noted)
+        evaluate(network, val, args, run_dir, -1, noted)
     for epoch in range(state["epoch"], args.num_epochs):
         if epoch > state["epoch"]:
             state.update(epoch=epoch, step=0, evaluated=False)
         elif resume.is_done(args, state):
             continue  # with the checkpoint that this run goes on from
         if state["step"] < steps:
-            train_epoch(paddle, args, network, optimizer, scaler, train, state, log, save, noted)
+            train_epoch(paddle, args, network, optimizer, scaler, train, state, run_dir, save, noted)
             save()  # before the evaluation, so that nothing that happens there can cost the epoch
         if not state["evaluated"] and resume.is_due(args, epoch):
-            recall = evaluate(network, val, args, log, epoch, noted)
+            recall = evaluate(network, val, args, run_dir, epoch, noted)
             if parallel.is_first():
                 resume.record_recall(args, run_dir, state, recall)
         best = state["best"]
@@ -296,7 +295,7 @@ def training_batches(args, train, state, bad_images):
     )
 
 
-def train_epoch(paddle, args, network, optimizer, scaler, train, state, log, save, noted):
+def train_epoch(paddle, args, network, optimizer, scaler, train, state, run_dir, save, noted):
     """The rest of an epoch; prints and logs every --log_every steps, saves every --save_every.
 
     Args:
@@ -366,7 +365,7 @@ def train_epoch(paddle, args, network, optimizer, scaler, train, state, log, sav
         window["images"] += len(label)
         window["steps"] += 1
         if log_now:
-            log_step(paddle, args, state, log, window, lr, loss_metric, loss_cls, logits, label)
+            log_step(paddle, args, state, run_dir, window, lr, loss_metric, loss_cls, logits, label)
             held.clear()
             window = {"start": time.time(), "steps": 0, "images": 0, "waited": 0.0}
         # Several processes stop at the same step; on GPUs they ask each other at log lines only.
@@ -391,7 +390,7 @@ def all_finite(loss, parameters):
     return paddle.isfinite(paddle.stack([loss, *sums])).all()
 
 
-def log_step(paddle, args, state, log, window, lr, loss_metric, loss_cls, logits, label):
+def log_step(paddle, args, state, run_dir, window, lr, loss_metric, loss_cls, logits, label):
     """Prints and logs the step that is done, with the speed since the last such line (`window`)."""
     acc1, acc5 = (
         paddle.metric.accuracy(logits.astype("float32"), label.unsqueeze(1), k=min(k, args.class_dim)).item()
@@ -410,7 +409,7 @@ def log_step(paddle, args, state, log, window, lr, loss_metric, loss_cls, logits
         data_wait=window["waited"] / seconds,
         peak_memory=utility.peak_memory(),
     )
-    utility.log_json(log, record)
+    checkpoints.log_json(run_dir, record)
     print(
         f"Pass {epoch}, trainbatch {step}, lr {lr:.6g}, loss_metric {record['loss_metric']:.4f}, "
         f"loss_cls {record['loss_cls']:.4f}, acc1 {acc1:.4f}, acc5 {acc5:.4f}, time {record['sec']:.2f} sec, "
@@ -437,7 +436,7 @@ def stopped(signal, path):
 # ---------------------------------------------------------------- evaluation
 
 
-def evaluate(network, val, args, log, epoch, noted):
+def evaluate(network, val, args, run_dir, epoch, noted):
     """Prints and logs recall@1,2,4,8 on the validation list; -> recall@1, or None in all but the first process.
 
     Raises: Stopped after a signal.
@@ -452,7 +451,7 @@ def evaluate(network, val, args, log, epoch, noted):
     reader.report_bad_images(val, bad)
     result = metrics.retrieval_metrics(features, val.labels[index], recall_at=(1, 2, 4, 8), full=False)
     seconds = time.time() - start
-    utility.log_json(log, {"epoch": epoch, "eval": result, "sec": seconds})
+    checkpoints.log_json(run_dir, {"epoch": epoch, "eval": result, "sec": seconds})
     recalls = ", ".join(f"recall@{k} {result[f'recall@{k}']:.4f}" for k in (1, 2, 4, 8))
     print(
         f"Pass {epoch}, {recalls}, {len(index)} images of {len(np.unique(val.labels))} classes, time {seconds:.2f} sec"

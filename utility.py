@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import errno
 import io
-import json
 import math
 import os
 import platform
@@ -19,8 +18,6 @@ import time
 import warnings
 
 import parallel
-
-LOG_FILE = "train_log.jsonl"
 
 
 class UserError(Exception):
@@ -334,67 +331,7 @@ def peak_memory():
     return 0
 
 
-# ---------------------------------------------------------------- files
-
-
-def make_directory(path):
-    """Creates `path` and its parents; a UserError where that or writing into it is impossible."""
-    try:
-        os.makedirs(path, exist_ok=True)
-        probe = os.path.join(path, f".write_test.tmp{os.getpid()}")
-        with open(probe, "w"):
-            pass
-        os.remove(probe)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write into this directory: {error.strerror}") from None
-
-
-def check_output(path):
-    """Raises a UserError where a file could not be written to `path`; creates the folders it needs."""
-    if os.path.isdir(path):
-        raise UserError(f"{path}: a directory, not a file to write")
-    make_directory(os.path.dirname(path) or ".")
-
-
-@contextlib.contextmanager
-def atomic_write(path, mode="w"):
-    """Opens a file beside `path` that takes its name only when all was written; a UserError where it can't be."""
-    temporary = f"{path}.tmp{os.getpid()}"
-    try:
-        with open(temporary, mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_directory(os.path.dirname(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot write: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-
-
-def sync_directory(path):
-    """Has the names in a directory reach the disk, so that a renamed file is still there after a power failure."""
-    with contextlib.suppress(OSError):  # not every system can
-        descriptor = os.open(path or ".", os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 # ---------------------------------------------------------------- progress
-
-
-def log_json(path, record):
-    """Appends one JSON object to the log `path`; of several processes only the first does."""
-    if parallel.is_first():
-        try:
-            with open(path, "a") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise UserError(f"{path}: cannot write: {error.strerror}") from None
 
 
 def duration(seconds):

@@ -6,8 +6,9 @@ import hashlib
 import os
 import sys
 
+from files import make_directory
 from models.weight_files import read_tensors
-from utility import UserError, make_directory
+from utility import UserError
 
 CACHE_VARIABLE = "DEEP_METRIC_LEARNING_CACHE"
 

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from checkpoints import CHECKPOINT_FILE, WEIGHTS_FILE, read_checkpoint_state
+from checkpoints import CHECKPOINT_FILE, WEIGHTS_FILE, read_checkpoint_state, resolve
 from models import layouts
 from models.imagenet import imagenet_file
 from models.weight_files import bfloat16_to_float32, plain, read_fluid_directory, read_tensors
@@ -67,6 +67,7 @@ def find_weights(path, model=None):
     """The file, or the directory of a fluid model, that --pretrained_model=`path` means for `model`."""
     if path == "imagenet":
         path = imagenet_file(model)
+    path = resolve(path)
     try:
         names = sorted(os.listdir(path)) if os.path.isdir(path) else []
     except OSError as error:
@@ -86,7 +87,7 @@ def find_weights(path, model=None):
 def _other_directory(path, names):
     """What to do with a directory that is no checkpoint."""
     for link in ("best", "latest"):
-        if os.path.exists(os.path.join(path, link, WEIGHTS_FILE)):
+        if os.path.exists(os.path.join(resolve(os.path.join(path, link)), WEIGHTS_FILE)):
             return f"it holds the checkpoints of a run; give one of them, such as {os.path.join(path, link)}"
     files = [name for name in names if name.endswith((".pdparams", ".safetensors"))]
     if files:

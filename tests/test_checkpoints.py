@@ -3,13 +3,16 @@
 import errno
 import json
 import os
+import shutil
 
 import numpy as np
 import paddle
 import pytest
 
 import checkpoints
-from utility import LOG_FILE, UserError
+import files
+from checkpoints import LOG_FILE
+from utility import UserError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:When training, we now always track", "ignore:The input state dict is empty"
@@ -139,7 +142,8 @@ def test_optimizer_state_of_parameters_whose_names_begin_alike():
 def fake_checkpoints(run_dir, epochs, latest=None, best=None):
     for epoch in epochs:
         os.makedirs(run_dir / str(epoch))
-        (run_dir / str(epoch) / checkpoints.CHECKPOINT_FILE).write_text("{}")
+        state = {"format": checkpoints.CHECKPOINT_FORMAT, "epoch": epoch, "step": 5, "steps": 5}
+        (run_dir / str(epoch) / checkpoints.CHECKPOINT_FILE).write_text(json.dumps(state))
     for link, epoch in (("latest", latest), ("best", best)):
         if epoch is not None:
             checkpoints.point_at(str(run_dir), link, str(epoch))
@@ -155,18 +159,74 @@ def test_point_at(tmp_path):
     assert os.path.samefile(moved / "latest", moved / "2")  # a run may be moved
 
 
-def test_folders_in_place_of_links_are_kept(tmp_path, capsys):
-    state = json.dumps({"format": checkpoints.CHECKPOINT_FORMAT, "epoch": 3, "step": 5, "steps": 5})
+@pytest.mark.parametrize("links", [True, False])
+def test_with_and_without_links(tmp_path, monkeypatch, links):
+    if not links:
+
+        def denied(*args, **kwargs):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "symlink", denied)
+    run_dir = str(tmp_path)
+    fake_checkpoints(tmp_path, [1, 2, 3], latest=1)
+    checkpoints.point_at(run_dir, "best", "1")
+    checkpoints.point_at(run_dir, "latest", "3")
+    assert checkpoints.read_link(run_dir, "latest") == "3"
+    assert os.path.realpath(checkpoints.resolve(str(tmp_path / "latest/"))) == str(tmp_path / "3")
+    assert os.path.islink(tmp_path / "latest") == links
+    checkpoints.remove_old_checkpoints(run_dir, 1)
+    assert sorted(os.listdir(tmp_path)) == ["1", "3", "best", "latest"]
+
+
+def test_links_of_a_copy_that_has_files_in_their_place(tmp_path, monkeypatch):
+    """A run that went on elsewhere: a link where files stood, and the other way round."""
+    fake_checkpoints(tmp_path, [1, 2])
+    (tmp_path / "latest").write_text("1\n")
+    checkpoints.point_at(str(tmp_path), "latest", "2")
+    assert os.readlink(tmp_path / "latest") == "2"
+    monkeypatch.setattr(files, "link", lambda path, target: False)
+    checkpoints.point_at(str(tmp_path), "latest", "1")
+    assert (tmp_path / "latest").read_text() == "1\n" and not os.path.islink(tmp_path / "latest")
+    assert sorted(os.listdir(tmp_path)) == ["1", "2", "latest"] and os.listdir(tmp_path / "2") == ["checkpoint.json"]
+
+
+def test_what_is_in_the_place_of_a_link_is_kept(tmp_path, capsys):
     for name in ("latest", "best"):
-        os.makedirs(tmp_path / name)
-        (tmp_path / name / checkpoints.CHECKPOINT_FILE).write_text(state)
+        fake_checkpoints(tmp_path, [3])
+        (tmp_path / "3").rename(tmp_path / name)
         (tmp_path / name / "model.pdparams").write_text(name)
-        checkpoints.keep_real_folder(str(tmp_path), name)
-    checkpoints.point_at(str(tmp_path), "latest", "3")
-    assert sorted(os.listdir(tmp_path)) == ["3", "best.kept1", "latest"]
-    assert (tmp_path / "latest" / "model.pdparams").read_text() == "latest"
-    assert (tmp_path / "best.kept1" / "model.pdparams").read_text() == "best"
+    checkpoints.make_way(str(tmp_path), "latest")
+    checkpoints.make_way(str(tmp_path), "best")
+    assert sorted(os.listdir(tmp_path)) == ["3", "best.kept1"]  # each under its name, for they differ
     assert f"it is now {tmp_path / '3'}" in capsys.readouterr().out
+    shutil.copytree(tmp_path / "3", tmp_path / "best")
+    checkpoints.make_way(str(tmp_path), "best")  # a copy of what is there
+    assert sorted(os.listdir(tmp_path)) == ["3", "best.kept1"]
+    for number, what in enumerate(("a file", "a folder", "a link"), 1):
+        path = tmp_path / "latest"
+        if what == "a file":
+            path.write_text("my notes")
+        elif what == "a folder":
+            path.mkdir()
+        else:
+            path.symlink_to("../elsewhere")
+        checkpoints.make_way(str(tmp_path), "latest")
+        assert os.path.lexists(tmp_path / f"latest.kept{number}")
+    assert (tmp_path / "latest.kept1").read_text() == "my notes"
+    assert os.readlink(tmp_path / "latest.kept3") == "../elsewhere"
+
+
+def test_what_is_not_known_to_be_ours_is_not_deleted(tmp_path):
+    fake_checkpoints(tmp_path, [0, 1, 2, 3], latest=3)
+    (tmp_path / "1" / "notes.txt").write_text("")  # something beside our files
+    (tmp_path / "2").rename(tmp_path / "200")  # a copy under a name that it was not written under
+    (tmp_path / "notes.tmp1").write_text("")
+    (tmp_path / "2024_1").symlink_to("200")
+    checkpoints.remove_leftovers(str(tmp_path))
+    checkpoints.remove_old_checkpoints(str(tmp_path), 1)
+    assert sorted(os.listdir(tmp_path)) == ["1", "200", "2024_1", "3", "latest", "notes.tmp1"]
+    assert checkpoints.newest_checkpoint(str(tmp_path)) == str(tmp_path / "3")
+    assert checkpoints.in_the_way(str(tmp_path), 300) == [str(tmp_path / "200")]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +244,7 @@ def test_remove_old_checkpoints(tmp_path, keep, best, left):
 
 def test_set_run_aside(tmp_path):
     fake_checkpoints(tmp_path, [0, 11], latest=11, best=0)
-    (tmp_path / LOG_FILE).write_text("")
+    (tmp_path / LOG_FILE).write_text('{"args": {}}\n')
     (tmp_path / "2024").mkdir()
     (tmp_path / "2024" / "holiday.jpg").write_text("not ours")
     (tmp_path / "model.pdparams").write_text("not ours")
@@ -193,10 +253,10 @@ def test_set_run_aside(tmp_path):
     assert sorted(os.listdir(tmp_path / "replaced")) == ["0", "11", "best", "latest", LOG_FILE]
     assert os.listdir(tmp_path / "2024") == ["holiday.jpg"]
     # A second try whose own checkpoint never came does not push out what was set aside.
-    (tmp_path / LOG_FILE).write_text("second")
+    (tmp_path / LOG_FILE).write_text('{"args": {"second": 1}}\n')
     checkpoints.set_run_aside(str(tmp_path))
     assert not (tmp_path / LOG_FILE).exists()
-    assert (tmp_path / "replaced" / LOG_FILE).read_text() == ""
+    assert (tmp_path / "replaced" / LOG_FILE).read_text() == '{"args": {}}\n'
     checkpoints.set_run_aside(str(tmp_path / "none"))
 
 
@@ -211,3 +271,11 @@ def test_what_is_no_checkpoint(tmp_path):
         (tmp_path / checkpoints.CHECKPOINT_FILE).write_text(content)
         with pytest.raises(UserError, match=wanted):
             checkpoints.read_checkpoint_state(str(tmp_path))
+
+
+def test_log_json(tmp_path):
+    records = [{"step": 0, "loss": 0.25}, {"text": "two\nlines"}]
+    for record in records:
+        checkpoints.log_json(str(tmp_path), record)
+    with open(tmp_path / checkpoints.LOG_FILE) as file:
+        assert [json.loads(line) for line in file] == records

@@ -22,7 +22,6 @@ import checkpoints
 import models
 import resume
 import train as train_script
-import utility
 
 TINY = ["--model=ResNet8", "--image_shape=3,32,32", "--train_batch_size=8", "--samples_each_class=2", "--lr=0.01",
         "--seed=3", "--use_gpu=False", "--log_every=1"]  # fmt: skip
@@ -52,7 +51,7 @@ def wait_for_steps(process, count):
 
 def figures(folder):
     """The log without times and starts, as it must be whatever came between."""
-    with open(os.path.join(folder, "ResNet8", utility.LOG_FILE)) as file:
+    with open(os.path.join(folder, "ResNet8", checkpoints.LOG_FILE)) as file:
         records = [json.loads(line) for line in file]
     times = ("sec", "img_per_sec", "data_wait", "peak_memory")
     return [{k: v for k, v in record.items() if k not in times} for record in records if "epoch" in record]
@@ -137,14 +136,14 @@ def test_a_run_killed_in_its_evaluation_makes_up_for_it(birds, tmp_path):
     assert process.wait() == 0, process.stderr.read()
     path = tmp_path / "killed" / "ResNet8" / "1"
     state = checkpoints.read_checkpoint_state(path)
-    with open(path.parent / utility.LOG_FILE) as file:
+    with open(path.parent / checkpoints.LOG_FILE) as file:
         lines = file.readlines()
     assert '"eval"' in lines[-1]
     state.update(evaluated=False, best=None, log_bytes=len("".join(lines[:-1])))
     checkpoints.write_checkpoint_state(path, state)
     os.remove(path.parent / "best")
     run("train.py", f"--model_save_dir={tmp_path}/killed", "--checkpoint=latest")
-    with open(path.parent / utility.LOG_FILE) as file:
+    with open(path.parent / checkpoints.LOG_FILE) as file:
         assert sum('"eval"' in line for line in file) == 2
     assert os.readlink(path.parent / "best") == "1"
     assert "has all of its 2 epochs" in run("train.py", f"--checkpoint={path}", status=2).stderr
@@ -171,7 +170,7 @@ def test_a_run_copied_without_its_links_goes_on_in_place(birds, trained, tmp_pat
     copy = tmp_path / "copy" / "ResNet8"
     for link in ("latest", "best"):
         shutil.copytree(trained / "ResNet8" / link, copy / link)
-    shutil.copy(trained / "ResNet8" / utility.LOG_FILE, copy)
+    shutil.copy(trained / "ResNet8" / checkpoints.LOG_FILE, copy)
     before = list_files(copy)
     if "/" in checkpoint:
         flags = [f"--checkpoint={tmp_path}/{checkpoint}"]
@@ -183,7 +182,7 @@ def test_a_run_copied_without_its_links_goes_on_in_place(birds, trained, tmp_pat
     after = list_files(copy)
     assert os.readlink(copy / "latest") == "1" and (copy / "0").is_dir()
     assert after["0/model.pdparams"] == before["latest/model.pdparams"]
-    assert after[utility.LOG_FILE].startswith(before[utility.LOG_FILE])
+    assert after[checkpoints.LOG_FILE].startswith(before[checkpoints.LOG_FILE])
 
 
 def test_what_is_not_ours_in_a_run_folder_stays(birds, trained, tmp_path):
@@ -201,7 +200,7 @@ def test_what_is_not_ours_in_a_run_folder_stays(birds, trained, tmp_path):
 
 def test_a_log_that_is_a_link_is_not_cut(birds, trained, tmp_path):
     shutil.copytree(trained / "ResNet8", tmp_path / "ResNet8", symlinks=True)
-    other, log = tmp_path / "other.jsonl", tmp_path / "ResNet8" / utility.LOG_FILE
+    other, log = tmp_path / "other.jsonl", tmp_path / "ResNet8" / checkpoints.LOG_FILE
     other.write_text("precious\n" * 10000)
     log.unlink()
     log.symlink_to(other)
@@ -259,7 +258,7 @@ def test_ended_at_any_system_call_the_last_checkpoint_is_there(tmp_path):
         """What a run does to its folder, from its start after a kill."""
         checkpoints.lock(run_dir)
         checkpoints.remove_leftovers(run_dir)
-        with open(os.path.join(run_dir, utility.LOG_FILE), "a") as file:
+        with open(os.path.join(run_dir, checkpoints.LOG_FILE), "a") as file:
             file.write("line\n")
         for epoch, step in ((1, 2), (1, 4), (2, 1)):
             checkpoints.save_checkpoint(run_dir, network, optimizer, state(epoch, step))
@@ -305,7 +304,7 @@ def test_ended_at_any_system_call_the_last_checkpoint_is_there(tmp_path):
         latest = os.path.join(run_dir, "latest")
         assert not os.path.lexists(latest) or os.path.exists(os.path.join(latest, checkpoints.CHECKPOINT_FILE))
         work()  # the next start
-        assert sorted(os.listdir(run_dir)) == ["1", "2_1", "best", "latest", utility.LOG_FILE]
+        assert sorted(os.listdir(run_dir)) == ["1", "2_1", "best", "latest", checkpoints.LOG_FILE]
         if status == 0:
             break
         deaths += 1
@@ -352,7 +351,7 @@ def test_a_full_disk(birds, tmp_path, small_disk):
         err.splitlines()[-1],
     ), err
     assert "Traceback" not in err and sorted(os.listdir(small_disk / "ResNet8")) == sorted(
-        ["0", "best", "latest", utility.LOG_FILE]
+        ["0", "best", "latest", checkpoints.LOG_FILE]
     )
     run("eval.py", *birds.lists, f"--pretrained_model={small_disk}/ResNet8/latest", "--use_gpu=False")
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
@@ -371,7 +370,7 @@ def test_a_full_disk_under_the_log(birds, small_disk):
     _, err = process.communicate()
     assert process.returncode == 2
     assert err.splitlines()[-1] == (
-        f"error: {small_disk}/ResNet8/{utility.LOG_FILE}: cannot write: No space left on device"
+        f"error: {small_disk}/ResNet8/{checkpoints.LOG_FILE}: cannot write: No space left on device"
     )
 
 
@@ -516,7 +515,7 @@ def test_a_run_without_a_seed_logs_the_one_it_drew(birds, tmp_path):
     flags = [flag for flag in TINY if not flag.startswith("--seed")]
     out = run("train.py", *birds.lists, *flags, f"--model_save_dir={tmp_path}/a", "--num_epochs=1").stdout
     seed = re.search(r"^seed: (\d+)$", out, re.MULTILINE)[1]
-    with open(tmp_path / "a" / "ResNet8" / utility.LOG_FILE) as file:
+    with open(tmp_path / "a" / "ResNet8" / checkpoints.LOG_FILE) as file:
         assert json.loads(file.readline())["args"]["seed"] == int(seed)
     run("train.py", *birds.lists, *flags, f"--model_save_dir={tmp_path}/b", "--num_epochs=1", f"--seed={seed}")
     assert_same_run(tmp_path / "a", tmp_path / "b", "0")

@@ -4,7 +4,6 @@ import argparse
 import collections
 import errno
 import io
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import paddle
 import pytest
 from conftest import ROOT
 
+import files
 import reader
 import utility
 from utility import UserError
@@ -196,13 +196,13 @@ print(paddle.rand([1]).item() == (paddle.seed(3), paddle.rand([1]))[1].item())
 
 
 def test_make_directory(tmp_path):
-    utility.make_directory(str(tmp_path / "a" / "b"))
-    utility.make_directory(str(tmp_path / "a" / "b"))
+    files.make_directory(str(tmp_path / "a" / "b"))
+    files.make_directory(str(tmp_path / "a" / "b"))
     assert os.listdir(tmp_path / "a" / "b") == []
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "a"):
         with pytest.raises(UserError, match=f"{path}: cannot write into this directory: "):
-            utility.make_directory(str(path))
+            files.make_directory(str(path))
 
 
 def test_make_directory_without_permission(tmp_path, monkeypatch):
@@ -211,16 +211,16 @@ def test_make_directory_without_permission(tmp_path, monkeypatch):
 
     monkeypatch.setattr("builtins.open", denied)  # root may write anywhere
     with pytest.raises(UserError, match="cannot write into this directory: Permission denied"):
-        utility.make_directory(str(tmp_path / "a"))
+        files.make_directory(str(tmp_path / "a"))
 
 
 def test_atomic_write(tmp_path):
     path = tmp_path / "result.json"
-    with utility.atomic_write(str(path)) as file:
+    with files.atomic_write(str(path)) as file:
         file.write("one")
         assert not path.exists()
     assert path.read_text() == "one"
-    with utility.atomic_write(str(path), "wb") as file:
+    with files.atomic_write(str(path), "wb") as file:
         file.write(b"two")
         file.flush()
         assert path.read_text() == "one"
@@ -231,7 +231,7 @@ def test_atomic_write(tmp_path):
 def test_atomic_write_leaves_nothing_of_what_failed(tmp_path, error):
     path = tmp_path / "result.json"
     path.write_text("old")
-    with pytest.raises(type(error)), utility.atomic_write(str(path)) as file:
+    with pytest.raises(type(error)), files.atomic_write(str(path)) as file:
         file.write("new")
         raise error
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["result.json"]
@@ -239,24 +239,15 @@ def test_atomic_write_leaves_nothing_of_what_failed(tmp_path, error):
 
 def test_atomic_write_where_it_cannot(tmp_path):
     for path in (tmp_path / "none" / "result.json", tmp_path):
-        with pytest.raises(UserError, match=f"{path}: cannot write: "), utility.atomic_write(str(path)):
+        with pytest.raises(UserError, match=f"{path}: cannot write: "), files.atomic_write(str(path)):
             pass
     for error, wanted in ((OSError(errno.ENOSPC, "No space left"), "No space left"), (OSError("odd"), "odd")):
-        with pytest.raises(UserError, match=wanted), utility.atomic_write(str(tmp_path / "a")):
+        with pytest.raises(UserError, match=wanted), files.atomic_write(str(tmp_path / "a")):
             raise error
     assert os.listdir(tmp_path) == []
 
 
 # ---------------------------------------------------------------- progress
-
-
-def test_log_json(tmp_path):
-    path = str(tmp_path / "log.jsonl")
-    records = [{"step": 0, "loss": 0.25}, {"text": "two\nlines"}]
-    for record in records:
-        utility.log_json(path, record)
-    with open(path) as file:
-        assert [json.loads(line) for line in file] == records
 
 
 def test_duration():

@@ -1,0 +1,222 @@
+"""Everything that creates, replaces, extends, cuts or deletes files, under one rule:
+
+    only what is proved to be ours, and of which nothing is lost.
+
+What is ours the caller says, by the names that a folder of ours holds or by what a file of ours contains. What can't be
+proved stays, and is named. A link is never followed to what is deleted, cut or extended.
+"""
+
+import contextlib
+import errno
+import itertools
+import os
+import shutil
+
+from utility import UserError
+
+# What a file system says that can't do something, as against one that is full or broken.
+CANNOT = {errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EXDEV}
+
+# ---------------------------------------------------------------- create and replace
+
+
+def make_directory(path):
+    """Creates `path` and its parents; a UserError where that or writing into it is impossible."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        probe = os.path.join(path, f".write_test.tmp{os.getpid()}")
+        with open(probe, "w"):
+            pass
+        os.remove(probe)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write into this directory: {error.strerror}") from None
+
+
+def check_output(path, is_ours, what):
+    """Raises a UserError where a file could not be written to `path`, or one that is not ours would be replaced.
+
+    Args:
+        is_ours: function of a path that says whether a file there is an earlier output of the kind.
+        what: what such an output is, for the message.
+
+    Creates the folders that the file needs.
+    """
+    if os.path.isdir(path):
+        raise UserError(f"{path}: a directory, not a file to write")
+    if os.path.lexists(path) and not (os.path.isfile(path) and (os.path.getsize(path) == 0 or is_ours(path))):
+        raise UserError(f"{path}: is there already and is not {what}: it is not replaced; give another name")
+    make_directory(os.path.dirname(os.path.realpath(path)))
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="w"):
+    """Opens a file beside `path` that takes its name only when all was written; a UserError where it can't be.
+
+    A link stays one: what it points at is replaced.
+    """
+    final = os.path.realpath(path)
+    temporary = f"{final}.tmp{os.getpid()}"
+    opened = False
+    try:
+        with open(temporary, mode.replace("w", "x")) as file:
+            opened = True
+            yield file
+            file.flush()
+            sync(file.fileno())
+        os.replace(temporary, final)
+        opened = False
+        sync_directory(os.path.dirname(final))
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror or error}") from None
+    finally:
+        if opened:
+            with contextlib.suppress(OSError):
+                os.remove(temporary)
+
+
+def sync(descriptor):
+    """Has what was written to an open file reach the disk, where the file system can do that."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT:
+            raise
+
+
+def sync_directory(path):
+    """Has the names in a directory reach the disk, so that a renamed file is still there after a power failure."""
+    with contextlib.suppress(OSError):  # not every system can
+        descriptor = os.open(path or ".", os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# ---------------------------------------------------------------- extend and cut
+
+
+def append(path, text):
+    """Adds `text` to the end of a file, which is created where it is not there. Raises: UserError, for a link, too."""
+    with _open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
+        file.write(text.encode())
+
+
+def cut(path, size):
+    """Takes from the end of a file what is beyond `size` bytes. Raises: UserError, for a link, too."""
+    if os.path.lexists(path):
+        with _open_own(path, os.O_RDWR) as file:
+            if os.fstat(file.fileno()).st_size > size:
+                file.truncate(size)
+
+
+@contextlib.contextmanager
+def _open_own(path, flags):
+    if os.path.islink(path):
+        raise UserError(f"{path}: a link: what is written here must not reach another file; remove it or rename it")
+    try:
+        with open(os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666), "wb", buffering=0) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror}") from None
+
+
+# ---------------------------------------------------------------- delete
+
+
+def foreign_entry(path, ours):
+    """What keeps the folder `path` from being deleted as one of ours: the path of an entry or of itself; else None.
+
+    Args:
+        ours: compiled pattern that the names of all entries must match; they must be regular files.
+    """
+    if os.path.islink(path) or not os.path.isdir(path):
+        return path
+    with os.scandir(path) as entries:
+        return next(
+            (e.path for e in entries if not (ours.fullmatch(e.name) and e.is_file(follow_symlinks=False))), None
+        )
+
+
+def remove_folder(path, ours):
+    """Deletes a folder if every entry of it is one of ours (see `foreign_entry`); -> whether it did.
+
+    The folder is renamed first, so that half of it never looks like a whole one. What can't be deleted does no harm.
+    """
+    temporary = f"{path}.old.tmp{os.getpid()}"
+    with contextlib.suppress(OSError):
+        if foreign_entry(path, ours):
+            return False
+        os.rename(path, temporary)
+        shutil.rmtree(temporary)
+        return True
+    return False
+
+
+def free_name(path):
+    """`path` if nothing has that name, else the first free one of path.kept1, path.kept2, ..."""
+    names = itertools.chain([path], (f"{path}.kept{number}" for number in itertools.count(1)))
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def keep(path, name=None):
+    """Renames what is in the way at `path` and not known to be ours, and says so.
+
+    Args:
+        name: the path that it is to get, if that is free; else one that nothing of ours has.
+    """
+    name = name if name and not os.path.lexists(name) else free_name(path)
+    os.rename(path, name)
+    print(f"note: {path} was in the way and is kept: it is now {name}")
+
+
+# ---------------------------------------------------------------- what a folder can do
+
+
+def try_folder(path):
+    """Tries in the folder `path` what a run will need there, before work is spent.
+
+    Returns: a line for each of links, locks and flushing that this file system lacks, and that there is a way without.
+    Raises: UserError where files and folders can't be written, renamed and replaced.
+    """
+    make_directory(path)
+    missing = []
+    probe, moved = (os.path.join(path, f".write_test{what}.tmp{os.getpid()}") for what in ("", ".old"))
+    try:
+        os.makedirs(probe)
+        for name in ("a", "b"):
+            with open(os.path.join(probe, name), "w") as file:
+                file.write("x")
+        os.rename(probe, moved)
+        os.replace(os.path.join(moved, "a"), os.path.join(moved, "b"))
+        with open(os.path.join(moved, "b"), "rb+") as file:
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                missing.append(f"no flushing ({error.strerror}): a power failure may cost what was written last")
+        if not link(probe):
+            missing.append("no symbolic links: latest and best are small files with the name of the checkpoint")
+    except OSError as error:
+        raise UserError(
+            f"{path}: files and folders can't be renamed and replaced here ({error.strerror}), as checkpoints need: "
+            "take another folder"
+        ) from None
+    finally:
+        shutil.rmtree(moved, ignore_errors=True)
+        shutil.rmtree(probe, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.remove(probe)
+    return missing
+
+
+def link(path, target="x"):
+    """Makes a symbolic link at `path`; -> whether the file system can. Raises: OSError for a full or broken disk."""
+    try:
+        os.symlink(target, path)
+    except NotImplementedError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        return False
+    return True
