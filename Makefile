@@ -3,6 +3,7 @@
 # make test-2.6     the tests of scripts, weights, faults and several processes on paddlepaddle 2.6.2
 # make soak         ends training runs in every way for half an hour (MINUTES=...), and checks that nothing is lost
 # make bench        speed and memory against what people use instead (benchmarks/README.md); ROWS="reader losses" or extraction: a part
+# make clean        removes the environments that make has made; data/sample and output_quickstart stay
 # PYTHON=python3.12 chooses the interpreter (3.9 to 3.13), REQUIREMENTS=... another set of packages.
 
 PYTHON ?= python3
@@ -61,4 +62,4 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-2.6 .venv-bench data/sample output_quickstart
+	for folder in .venv .venv-2.6 .venv-bench; do [ ! -e $$folder/installed ] || rm -rf $$folder; done

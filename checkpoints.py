@@ -3,7 +3,7 @@
 A checkpoint is a directory, `<epoch>` after an epoch and `<epoch>_<step>` inside one, with the weights, the optimizer's
 state, and checkpoint.json. It is written beside its name, flushed to the disk and renamed, so that under its name there
 is all of it or nothing; it is deleted the other way round. Whatever ends the process in between leaves a name that ends
-in `.tmp<number>`, which the next run in the folder deletes.
+in `.tmp<letters>`, which the next run in the folder deletes.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import shutil
 
 import files
 import parallel
@@ -26,8 +25,8 @@ OPTIMIZER_FILE = "model.pdopt"
 SET_ASIDE = "replaced"
 LINKS = ("latest", "best")
 # What a folder that is one of our checkpoints holds, and nothing else; what a process that was ended may leave.
-PARTS = re.compile(r"(model\.pdparams|model\.pdopt|checkpoint\.json)(\.tmp\d+)?")
-LEFTOVER = re.compile(r"(model\.pdparams|model\.pdopt|checkpoint\.json|latest|best|\d+(_\d+)?(\.old)?)\.tmp\d+")
+PARTS = re.compile(r"(model\.pdparams|model\.pdopt|checkpoint\.json)(\.tmp\w+)?")
+LEFTOVER = re.compile(r"(model\.pdparams|model\.pdopt|checkpoint\.json|latest|best|\d+(_\d+)?(\.old)?)\.tmp\w+")
 PROBE = re.compile(r"\.write_test(\.old)?\.tmp\d+")
 
 # ---------------------------------------------------------------- one checkpoint
@@ -51,26 +50,23 @@ def save_checkpoint(run_dir, network, optimizer, state):
 
     name = checkpoint_name(state)
     final = os.path.join(run_dir, name)
-    temporary = f"{final}.tmp{os.getpid()}"
     weights = {name: value.numpy() for name, value in network.state_dict().items()}
     broken = [name for name, value in weights.items() if not np.isfinite(value).all()]
     if broken:
         raise UserError(f"{final}: not written: {len(broken)} tensors became NaN or infinite, {broken[0]} among them")
     try:
-        os.makedirs(temporary)
-        paddle.save(weights, os.path.join(temporary, WEIGHTS_FILE))
-        paddle.save(_named_optimizer_state(network, optimizer), os.path.join(temporary, OPTIMIZER_FILE))
-        for file_name in (WEIGHTS_FILE, OPTIMIZER_FILE):
-            with open(os.path.join(temporary, file_name), "rb") as file:
-                files.sync(file.fileno())
-        write_checkpoint_state(temporary, state)
-        remove_checkpoints(run_dir, [name])
-        os.replace(temporary, final)
+        with files.temporary_folder(final) as temporary:
+            paddle.save(weights, os.path.join(temporary, WEIGHTS_FILE))
+            paddle.save(_named_optimizer_state(network, optimizer), os.path.join(temporary, OPTIMIZER_FILE))
+            for file_name in (WEIGHTS_FILE, OPTIMIZER_FILE):
+                with open(os.path.join(temporary, file_name), "rb") as file:
+                    files.sync(file.fileno())
+            write_checkpoint_state(temporary, state)
+            remove_checkpoints(run_dir, [name])
+            os.rename(temporary, final)
         files.sync_directory(run_dir)
     except OSError as error:
         raise UserError(f"{final}: cannot write the checkpoint: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     point_at(run_dir, "latest", name)
     return final
 

@@ -158,22 +158,18 @@ def _make(network, image_shape, precision, folder, key):
         needed = 1.5 * sum(value.size * 4 for value in network.state_dict().values())
         if shutil.disk_usage(folder).free < needed + 2**20:
             raise OSError(f"{folder}: the disk is full")  # Paddle would not notice
-    temporary = tempfile.mkdtemp(prefix=f"{key}.tmp", dir=folder)
-    try:
+    with files.temporary_folder(os.path.join(folder or tempfile.gettempdir(), key)) as temporary:
         trace(network, temporary, image_shape)
         run = _load(temporary, precision)
         _check(run, network, image_shape, precision)
         run.source = "compiled"
         if folder:
             _write_sums(temporary)
-            os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp's are for their owner alone
             with contextlib.suppress(OSError):  # another process was faster
                 os.rename(temporary, os.path.join(folder, key))
             _remove_old(folder, key)
             run.source += f" and kept in {folder}"
         return run
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _load(folder, precision):
@@ -355,13 +351,7 @@ def _remove_old(folder, key):
 
 # The names of our folders, whole or being written, and of what they hold.
 _KEY = re.compile(r"[0-9a-f]{16}_[0-9a-f]{16}((\.old)?\.tmp\w+)?")
-_PARTS = re.compile(r"model\.(json|pdmodel|pdiparams|pdiparams\.info)|sums\.json(\.tmp\d+)?")
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+_PARTS = re.compile(r"model\.(json|pdmodel|pdiparams|pdiparams\.info)|sums\.json(\.tmp\w+)?")
 
 
 # ---------------------------------------------------------------- the exported model
@@ -436,66 +426,81 @@ def export(network, folder, args, labels=None):
 
     Raises: UserError where it can't be traced or written, or where its outputs are not the network's.
     """
-    import paddle
-
     folder = os.path.realpath(folder)
     network.eval()
-    temporary = f"{folder}.tmp{os.getpid()}"
-    replaced = f"{folder}.old.tmp{os.getpid()}"
     try:
-        os.makedirs(temporary)
-        with _silence():
-            trace(network, temporary, args.image_shape, normalise=True)
-            run = _load(temporary, "float32")
-            _check(run, _normalised(network), args.image_shape, "float32")
-        _, height, width = args.image_shape
-        embedding, _ = run(np.zeros((1, height, width, 3), np.uint8))
-        transform = _TRANSFORMS[args.test_transform].format(height=height, width=width)
-        (program,) = (n for n in (f"{MODEL}.json", f"{MODEL}.pdmodel") if os.path.exists(os.path.join(temporary, n)))
-        description = {
-            "model": args.model,
-            "pooling": args.pooling,
-            "files": [program, f"{MODEL}.pdiparams"],
-            "input": {
-                "name": run.names[0],
-                "dtype": "uint8",
-                "shape": ["N", height, width, 3],
-                "colours": "RGB",
-                "normalisation": "in the model",
-            },
-            "transform": {"name": args.test_transform, "meaning": transform},
-            "output": {
-                "name": run.names[1],
-                "dtype": "float32",
-                "shape": ["N", embedding.shape[1]],
-                "normalisation": "L2",
-            },
-            "trained_labels": None if labels is None else [int(label) for label in labels],
-            "paddle": paddle.__version__,
-        }
-        readme = _README.format(
-            model=args.model, paddle=paddle.__version__, program=program, parameters=f"{MODEL}.pdiparams",
-            height=height, width=width,
-            input=run.names[0], output=run.names[1], size=embedding.shape[1], transform=transform,
-        )  # fmt: skip
-        with files.atomic_write(os.path.join(temporary, "README.md")) as file:
-            file.write(readme)
-        with files.atomic_write(os.path.join(temporary, DESCRIPTION)) as file:
-            json.dump(description, file, indent=1)
-        if os.path.isdir(folder):
-            check_export_folder(folder)  # again: minutes may have passed
-            os.rename(folder, replaced)
-        os.rename(temporary, folder)
+        with files.temporary_folder(folder) as temporary, _on_cpu(network):
+            with _silence():
+                trace(network, temporary, args.image_shape, normalise=True)
+                run = _load(temporary, "float32")
+                _check(run, _normalised(network), args.image_shape, "float32")
+            _describe(temporary, run, args, labels)
+            if os.path.isdir(folder):
+                check_export_folder(folder)  # again: minutes may have passed
+            files.replace_folder(temporary, folder)
         files.sync_directory(os.path.dirname(folder))
     except UserError:
         raise
     except Exception as error:  # Paddle's have many types
         raise UserError(f"--export_dir={folder}: nothing written: {_first_line(error)}") from None
+
+
+def _describe(folder, run, args, labels):
+    """Writes README.md and description.json beside an exported model, `run` being the function over it."""
+    import paddle
+
+    _, height, width = args.image_shape
+    embedding, _ = run(np.zeros((1, height, width, 3), np.uint8))
+    transform = _TRANSFORMS[args.test_transform].format(height=height, width=width)
+    (program,) = (name for name in (f"{MODEL}.json", f"{MODEL}.pdmodel") if os.path.exists(os.path.join(folder, name)))
+    description = {
+        "model": args.model,
+        "pooling": args.pooling,
+        "files": [program, f"{MODEL}.pdiparams"],
+        "input": {
+            "name": run.names[0],
+            "dtype": "uint8",
+            "shape": ["N", height, width, 3],
+            "colours": "RGB",
+            "normalisation": "in the model",
+        },
+        "transform": {"name": args.test_transform, "meaning": transform},
+        "output": {
+            "name": run.names[1],
+            "dtype": "float32",
+            "shape": ["N", embedding.shape[1]],
+            "normalisation": "L2",
+        },
+        "trained_labels": None if labels is None else [int(label) for label in labels],
+        "paddle": paddle.__version__,
+    }
+    readme = _README.format(
+        model=args.model, paddle=paddle.__version__, program=program, parameters=f"{MODEL}.pdiparams",
+        height=height, width=width,
+        input=run.names[0], output=run.names[1], size=embedding.shape[1], transform=transform,
+    )  # fmt: skip
+    with files.atomic_write(os.path.join(folder, "README.md")) as file:
+        file.write(readme)
+    with files.atomic_write(os.path.join(folder, DESCRIPTION)) as file:
+        json.dump(description, file, indent=1)
+
+
+@contextlib.contextmanager
+def _on_cpu(network):
+    """Has the network on the CPU for a while: a GPU's products are in TF32, and off by more than TOLERANCE."""
+    import paddle
+
+    if not utility.on_gpu():
+        yield
+        return
+    device = paddle.get_device()
+    try:
+        paddle.set_device("cpu")
+        network.to("cpu")
+        yield
     finally:
-        if not os.path.exists(folder) and os.path.isdir(replaced):
-            os.rename(replaced, folder)
-        for path in (temporary, replaced):
-            shutil.rmtree(path, ignore_errors=True)
+        paddle.set_device(device)
+        network.to(device)
 
 
 def _normalised(network):

@@ -11,6 +11,7 @@ import errno
 import itertools
 import os
 import shutil
+import tempfile
 
 from utility import UserError
 
@@ -55,23 +56,65 @@ def atomic_write(path, mode="w"):
     A link stays one: what it points at is replaced.
     """
     final = os.path.realpath(path)
-    temporary = f"{final}.tmp{os.getpid()}"
-    opened = False
+    folder, name = os.path.split(final)
+    temporary = None
     try:
-        with open(temporary, mode.replace("w", "x")) as file:
-            opened = True
+        descriptor, temporary = tempfile.mkstemp(prefix=f"{name}.tmp", dir=folder)  # a name that nothing else has
+        os.close(descriptor)
+        with open(temporary, mode) as file:
             yield file
             file.flush()
             sync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, final)
-        opened = False
-        sync_directory(os.path.dirname(final))
+        temporary = None
+        sync_directory(folder)
     except OSError as error:
         raise UserError(f"{path}: cannot write: {error.strerror or error}") from None
     finally:
-        if opened:
+        if temporary:
             with contextlib.suppress(OSError):
                 os.remove(temporary)
+
+
+@contextlib.contextmanager
+def temporary_folder(path):
+    """Makes a folder beside `path`, `<path>.tmp<letters>`, to be filled and renamed to `path`; what is not, goes."""
+    temporary = tempfile.mkdtemp(prefix=f"{os.path.basename(path)}.tmp", dir=os.path.dirname(path) or os.curdir)
+    try:
+        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp's are for their owner alone
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(new, path):
+    """Renames the folder `new`, a `temporary_folder`, to `path`; one that is there goes, once this has worked.
+
+    That it may go the caller has to know.
+    """
+    if not os.path.isdir(path):
+        os.rename(new, path)
+        return
+    aside = tempfile.mkdtemp(prefix=f"{os.path.basename(path)}.tmp", dir=os.path.dirname(path) or os.curdir)
+    old = os.path.join(aside, "old")
+    try:
+        os.rename(path, old)
+        try:
+            os.rename(new, path)
+        except BaseException:
+            os.rename(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        with contextlib.suppress(OSError):  # where the old one could not go back
+            os.rmdir(aside)
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def sync(descriptor):
@@ -151,6 +194,15 @@ def remove_folder(path, ours):
         shutil.rmtree(temporary)
         return True
     return False
+
+
+def holds(path, content):
+    """Whether `path` is a file, or a link to one, with exactly these bytes."""
+    try:
+        with open(path, "rb") as file:
+            return file.read() == content
+    except OSError:
+        return False
 
 
 def free_name(path):

@@ -19,12 +19,11 @@ import io
 import json
 import math
 import os
-import shutil
 import sys
 
 import cv2
 import numpy as np
-from split import SplitError, split
+from split import UserError, files, split
 
 MARK = "sample.json"  # says that a folder is a sample, and which files in it are ours
 LISTS = ("CUB200_train.txt", "CUB200_val.txt", "CUB200_classes.txt")
@@ -310,8 +309,8 @@ def foreign_file(folder):
     except (OSError, ValueError, KeyError, TypeError):
         return os.path.join(folder, MARK) + " (missing or unreadable)"
     ours.update((MARK, *LISTS))
-    for root, folders, files in os.walk(folder):
-        for name in files + [name for name in folders if os.path.islink(os.path.join(root, name))]:
+    for root, folders, names in os.walk(folder):
+        for name in names + [name for name in folders if os.path.islink(os.path.join(root, name))]:
             path = os.path.join(root, name)
             if os.path.relpath(path, folder) not in ours and name not in LEFTOVERS:
                 return path
@@ -319,7 +318,7 @@ def foreign_file(folder):
 
 
 def write_sample(folder, species, images, size, seed):
-    """Writes pictures, lists and sample.json into a new folder. Raises: OSError, SplitError."""
+    """Writes pictures, lists and sample.json into a new folder. Raises: OSError, UserError."""
     paths = picture_paths([traits["name"] for traits in species], images)
 
     def write(s, i, path):
@@ -340,7 +339,7 @@ def write_sample(folder, species, images, size, seed):
 
 
 def make_sample(output_dir, species, images, size, seed, overwrite):
-    """Makes the sample beside its place and moves it there. Raises: OSError, SplitError; exits where it must not."""
+    """Makes the sample beside its place and moves it there. Raises: OSError, UserError; exits where it must not."""
     target = os.path.realpath(output_dir)
     if os.path.lexists(target) and not os.path.isdir(target):
         fail(f"{output_dir}: is a file: name a folder with --output_dir")
@@ -350,18 +349,10 @@ def make_sample(output_dir, species, images, size, seed, overwrite):
         foreign = foreign_file(target)
         if foreign:
             fail(f"{output_dir}: not deleted, for not all of it comes from this script: {foreign}")
-    new, old = (f"{target}.{what}.{os.getpid()}" for what in ("new", "old"))
-    os.makedirs(new)
-    try:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with files.temporary_folder(target) as new:
         write_sample(new, draw_species(species, seed), images, size, seed)
-        if os.path.isdir(target):
-            os.rename(target, old)
-        os.rename(new, target)
-    finally:  # after an error or Ctrl-C, too
-        shutil.rmtree(new, ignore_errors=True)
-        if os.path.isdir(old) and not os.path.exists(target):
-            os.rename(old, target)
-        shutil.rmtree(old, ignore_errors=True)
+        files.replace_folder(new, target)
 
 
 def main():
@@ -384,7 +375,7 @@ def main():
         make_sample(args.output_dir, args.species, args.images, args.size, args.seed, args.overwrite)
     except OSError as error:
         fail(f"{args.output_dir}: cannot write there: {error}")
-    except SplitError as error:
+    except UserError as error:
         fail(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -11,17 +11,18 @@ named NNN.Name; other class folders are numbered 1, 2, ... in sorted order.
 
 import argparse
 import collections
+import contextlib
 import math
 import os
 import re
 import shlex
 import sys
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import files
+from utility import UserError
+
 EDITIONS = {6033: "CUB-200 (2010)", 11788: "CUB-200-2011"}
-
-
-class SplitError(Exception):
-    """A mistake that the user can mend; its message is one line."""
 
 
 def is_image(path):
@@ -71,7 +72,7 @@ def images_in(folder, skipped):
 
 
 def find_images_folder(root):
-    """ROOT/images, ROOT/CUB_200_2011/images, or ROOT itself where its folders hold images. Raises: SplitError."""
+    """ROOT/images, ROOT/CUB_200_2011/images, or ROOT itself where its folders hold images. Raises: UserError."""
     inside = [os.path.join(root, "images"), os.path.join(root, "CUB_200_2011", "images")]
     found = [folder for folder in inside if os.path.isdir(folder)]
     if len(found) == 2:
@@ -79,38 +80,38 @@ def find_images_folder(root):
     if found:
         return found[0]
     if not os.path.isdir(root):
-        raise SplitError(f"{root}: no such folder")
+        raise UserError(f"{root}: no such folder")
     if any(images_in(os.path.join(root, name), collections.defaultdict(list)) for name in visible_folders(root)):
         return root
-    raise SplitError(
+    raise UserError(
         f"{root}: no images folder: neither {inside[0]} nor {inside[1]} nor class folders with images in {root} itself "
         "(download_cub200.sh fetches CUB-200)"
     )
 
 
 def find_classes(folder, output_dir):
-    """-> list of (label, class folder, image names), sorted; dict of what was skipped. Raises: SplitError."""
+    """-> list of (label, class folder, image names), sorted; dict of what was skipped. Raises: UserError."""
     skipped = collections.defaultdict(list)
     names = visible_folders(folder)
     for name in names:
         if not fits_a_list(name):
-            raise SplitError(f"{os.path.join(folder, name)!r}: a list cannot hold this folder's name: rename it")
+            raise UserError(f"{os.path.join(folder, name)!r}: a list cannot hold this folder's name: rename it")
     images = {name: images_in(os.path.join(folder, name), skipped) for name in names}
     for name in names:
         path = os.path.join(folder, name)
         if not images[name] and os.path.realpath(path) == os.path.realpath(output_dir):
             del images[name]  # the lists of an earlier run, not a class
         elif not images[name]:
-            raise SplitError(f"{path}: no images in this class folder: complete it or remove it")
+            raise UserError(f"{path}: no images in this class folder: complete it or remove it")
     names = list(images)
     if len(names) < 2:
-        raise SplitError(f"{folder}: {len(names)} class folders, at least 2 are needed: one to train, one to test on")
+        raise UserError(f"{folder}: {len(names)} class folders, at least 2 are needed: one to train, one to test on")
     labels = range(1, len(names) + 1)
     if all(re.match(r"[0-9]{3}\.", name) for name in names):
         labels = [int(name[:3]) for name in names]
         for one, other in zip(names, names[1:]):
             if one[:3] == other[:3]:
-                raise SplitError(f"{folder}: {one!r} and {other!r} have the same number: rename or merge them")
+                raise UserError(f"{folder}: {one!r} and {other!r} have the same number: rename or merge them")
     return list(zip(labels, names, images.values())), skipped
 
 
@@ -120,16 +121,16 @@ def is_cub(classes):
 
 
 def count_of(text, classes):
-    """How many classes train. `text`: a count, a fraction such as 0.5, or None. Raises: SplitError."""
+    """How many classes train. `text`: a count, a fraction such as 0.5, or None. Raises: UserError."""
     total = len(classes)
     if text is None:
         return total // 2
     try:
         count = math.floor(float(text) * total + 0.5) if "." in text else int(text)
     except (ValueError, OverflowError):
-        raise SplitError(f"--train_classes={text}: expected a count of classes or a fraction such as 0.5") from None
+        raise UserError(f"--train_classes={text}: expected a count of classes or a fraction such as 0.5") from None
     if not 1 <= count < total:
-        raise SplitError(
+        raise UserError(
             f"--train_classes={text}: {count} of the {total} classes would train: it must be 1 to {total - 1}, so that "
             "some train and some are left to test on"
         )
@@ -146,34 +147,29 @@ def list_prefix(folder, output_dir, absolute):
     return "" if prefix == os.curdir else prefix
 
 
-def write_files(texts):
-    """Writes dict path -> text, under temporary names until all of them are there. Raises: SplitError."""
-    try:
+def write_lists(texts):
+    """Writes dict path -> text, all or none; an existing file with another text is kept. Raises: UserError."""
+    texts = {path: text.encode("utf-8", "surrogateescape") for path, text in texts.items()}
+    texts = {path: text for path, text in texts.items() if not files.holds(path, text)}
+    with contextlib.ExitStack() as stack:  # at whose end all get their names
         for path, text in texts.items():
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            with open(path + ".tmp", "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-                file.write(text)
+            files.check_output(path, os.path.exists, "a list")
+            stack.enter_context(files.atomic_write(path, "wb")).write(text)
         for path in texts:
-            os.replace(path + ".tmp", path)
-    except OSError as error:
-        hint = "--output_dir writes the lists elsewhere"
-        raise SplitError(f"{error.filename or path}: cannot write: {error.strerror} ({hint})") from None
-    finally:
-        for path in texts:
-            if os.path.isfile(path + ".tmp"):
-                os.remove(path + ".tmp")
+            if os.path.lexists(path):
+                files.keep(path)
 
 
 def split(root, output_dir, name, train_classes, absolute):
-    """Writes the two lists and the class names, prints what was found. Raises: SplitError, OSError."""
+    """Writes the two lists and the class names, prints what was found. Raises: UserError, OSError."""
     if os.path.basename(name) != name:  # paths in a list are relative to its folder, which is output_dir
-        raise SplitError(f"--name={name}: it must not name a folder: that is --output_dir")
+        raise UserError(f"--name={name}: it must not name a folder: that is --output_dir")
     folder = find_images_folder(root)
     classes, skipped = find_classes(folder, output_dir)
     count = count_of(train_classes, classes)
     prefix = list_prefix(folder, output_dir, absolute)
     if "\n" in prefix or "\r" in prefix:
-        raise SplitError(f"{folder!r}: a list cannot hold a path with a line break")
+        raise UserError(f"{folder!r}: a list cannot hold a path with a line break")
     texts, totals, paths = {}, [], {}
     for part, members in (("train", classes[:count]), ("val", classes[count:])):
         rows = [(os.path.join(prefix, sub, image), label) for label, sub, images in members for image in images]
@@ -183,13 +179,13 @@ def split(root, output_dir, name, train_classes, absolute):
         totals.append(f"{part}: {len(rows)} images of {len(members)} classes (labels {labels}) in {paths[part]}")
     names = os.path.join(output_dir, f"{name}_classes.txt")
     texts[names] = "".join(f"{label} {sub}\n" for label, sub, _ in classes)
-    write_files(texts)
+    write_lists(texts)
 
     total = sum(len(images) for _, _, images in classes)
     edition = EDITIONS.get(total) if is_cub(classes) else "a collection of your own"
     print(f"found {edition or 'CUB, of no known edition'}: {total} images of {len(classes)} classes in {folder}")
-    for reason, files in skipped.items():
-        print(f"skipped {len(files)} {reason}; the first: {files[0]!r}")
+    for reason, left_out in skipped.items():
+        print(f"skipped {len(left_out)} {reason}; the first: {left_out[0]!r}")
     print(*totals, f"labels and folders: {names}", sep="\n")
     print("next:", shlex.join(["python", "train.py", *(f"--{part}_list={path}" for part, path in paths.items())]))
     if edition is None:
@@ -232,7 +228,7 @@ def main():
     try:
         output_dir = args.root if args.output_dir is None else args.output_dir
         split(args.root, output_dir, args.name, args.train_classes, args.absolute)
-    except SplitError as error:
+    except UserError as error:
         fail(error)
     except OSError as error:
         fail(f"{error.filename}: cannot read: {error.strerror}")

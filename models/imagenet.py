@@ -1,12 +1,11 @@
 """The official ImageNet weights: which file for which model, and a folder to keep them in."""
 
 import collections
-import contextlib
 import hashlib
 import os
 import sys
 
-from files import make_directory
+import files
 from models.weight_files import read_tensors
 from utility import UserError
 
@@ -50,20 +49,19 @@ def imagenet_file(model):
     url, md5 = IMAGENET[model]
     path = os.path.join(cache_folder(), url.rsplit("/", 1)[1])
     if not os.path.exists(path):
-        make_directory(cache_folder())
+        files.make_directory(cache_folder())
         _download(url, path, md5)
     return path
 
 
 def _download(url, path, md5):
-    """Fetches `url` under a temporary name and renames it to `path` once its size and content are right."""
+    """Fetches `url` under a temporary name, which becomes `path` once its size and content are right."""
     import http.client  # a tenth of the time that --help takes
 
-    temporary = f"{path}.part{os.getpid()}"
     by_hand = f"without a network, bring this file yourself and put it at {path}"
-    try:
+    with files.atomic_write(path, "wb") as file:
         try:
-            done, total, found = _fetch(url, temporary)
+            done, total, found = _fetch(url, file)
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise UserError(f"cannot download {url} ({reason}); {by_hand}") from None
@@ -72,19 +70,16 @@ def _download(url, path, md5):
         if md5 and found != md5:
             raise UserError(f"{url}: the download has MD5 {found} instead of {md5}; try again, or {by_hand}")
         if not md5:
-            read_tensors(temporary)  # at least it is whole and a file of weights
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
+            file.flush()
+            read_tensors(file.name)  # at least it is whole and a file of weights
 
 
-def _fetch(url, path):
+def _fetch(url, file):
     """-> (bytes written, bytes announced or 0, MD5); says how far it is where stderr is a terminal, else once."""
     import urllib.request
 
     digest, done = hashlib.md5(), 0
-    with urllib.request.urlopen(url, timeout=30) as response, open(path, "wb") as file:
+    with urllib.request.urlopen(url, timeout=30) as response:
         total = int(response.headers.get("Content-Length") or 0)
         terminal = sys.stderr.isatty()
         print(f"downloading {url} ({total / 1e6:.0f} MB)", file=sys.stderr, flush=True)

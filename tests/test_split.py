@@ -221,10 +221,21 @@ def test_lists_in_a_folder_among_the_classes(tmp_path):
     """It is no class, on no run. Where one of the files cannot be written, no other is, and nothing is left behind."""
     make(tmp_path, SHOES)
     output = tmp_path / "a"
-    (output / "CUB200_val.txt.tmp").mkdir(parents=True)
-    assert "cannot write" in fails(tmp_path, f"--output_dir={output}")
-    assert os.listdir(output) == ["CUB200_val.txt.tmp"]
-    (output / "CUB200_val.txt.tmp").rmdir()
+    (output / "CUB200_val.txt").mkdir(parents=True)
+    assert "a directory, not a file to write" in fails(tmp_path, f"--output_dir={output}")
+    assert os.listdir(output) == ["CUB200_val.txt"]
+    (output / "CUB200_val.txt").rmdir()
     for _ in range(2):
         run("data/split.py", tmp_path, f"--output_dir={output}")
         assert lists(output)[0][0] == "../Clog/1.jpg 1"
+
+
+def test_a_list_that_is_there_and_another_is_kept(tmp_path):
+    make(tmp_path, SHOES)
+    run("data/split.py", tmp_path)
+    written = (tmp_path / "CUB200_train.txt").read_bytes()
+    assert "kept" not in run("data/split.py", tmp_path).stdout  # the same again
+    (tmp_path / "CUB200_train.txt").write_text("images/Clog/1.jpg 7\n")  # somebody's own
+    assert f"it is now {tmp_path}/CUB200_train.txt.kept1" in run("data/split.py", tmp_path).stdout
+    assert (tmp_path / "CUB200_train.txt.kept1").read_text() == "images/Clog/1.jpg 7\n"
+    assert (tmp_path / "CUB200_train.txt").read_bytes() == written

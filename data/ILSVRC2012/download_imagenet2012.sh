@@ -43,7 +43,8 @@ import sys
 import tarfile
 import zlib
 
-from split import SplitError, write_files
+import split
+from utility import UserError
 
 # Of MATLAB 5 files (which the devkit's meta.mat is): data types, and the two array classes that are not numbers.
 NUMBERS = {1: "b", 2: "B", 3: "h", 4: "H", 5: "i", 6: "I", 7: "f", 9: "d", 12: "q", 13: "Q", 16: "B", 17: "H", 18: "I"}
@@ -92,7 +93,7 @@ def read_classes(mat):
         column = {name: [array for _, array in fields[i :: len(names)]] for i, name in enumerate(names)}
         rows = zip(column["ILSVRC2012_ID"], column["WNID"], column["num_children"])
         return {value(number): value(wnid) for number, wnid, children in rows if value(children) == 0}
-    raise SplitError("no table of classes in it")
+    raise UserError("no table of classes in it")
 
 
 def read_devkit(path):
@@ -103,24 +104,24 @@ def read_devkit(path):
             mat = archive.extractfile(folder + "meta.mat").read()
             truth = archive.extractfile(folder + "ILSVRC2012_validation_ground_truth.txt").read()
         classes, truth = read_classes(mat), [int(line) for line in truth.split()]
-    except (SplitError, tarfile.TarError, zlib.error, struct.error, EOFError, LookupError, ValueError) as error:
+    except (UserError, tarfile.TarError, zlib.error, struct.error, EOFError, LookupError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(":")
-        raise SplitError(f"{path}: cannot read the classes: {reason}") from None
+        raise UserError(f"{path}: cannot read the classes: {reason}") from None
     if not set(truth) <= set(classes):
-        raise SplitError(f"{path}: its validation images have classes that it does not name")
+        raise UserError(f"{path}: its validation images have classes that it does not name")
     return classes, truth
 
 
 def write_lists(devkit, root, expected):
     classes, truth = read_devkit(devkit)
     if str(len(classes)) != expected:
-        raise SplitError(f"{devkit}: {len(classes)} classes instead of {expected} (IMAGENET_CLASSES)")
+        raise UserError(f"{devkit}: {len(classes)} classes instead of {expected} (IMAGENET_CLASSES)")
     label = {wnid: rank for rank, wnid in enumerate(sorted(classes.values()))}
     folder = os.path.join(root, "train")
     odd = set(label) ^ {name for name in os.listdir(folder) if not name.startswith(".")}
     if odd:
         problem = "missing" if min(odd) in label else "no class of the devkit"
-        raise SplitError(f"{os.path.join(folder, min(odd))} is {problem}: move {folder} away and run this again")
+        raise UserError(f"{os.path.join(folder, min(odd))} is {problem}: move {folder} away and run this again")
     train = []
     for wnid in sorted(label):
         names = sorted(name for name in os.listdir(os.path.join(folder, wnid)) if not name.startswith("."))
@@ -131,11 +132,11 @@ def write_lists(devkit, root, expected):
     for number, identity in enumerate(truth, 1):
         name = f"ILSVRC2012_val_{number:08d}.JPEG"
         if name not in names:
-            raise SplitError(f"{os.path.join(folder, name)} is missing: move {folder} away and run this again")
+            raise UserError(f"{os.path.join(folder, name)} is missing: move {folder} away and run this again")
         val.append(f"val/{name} {label[classes[identity]]}\n")
 
     lists = {os.path.join(root, "train_list.txt"): train, os.path.join(root, "val_list.txt"): val}
-    write_files({path: "".join(rows) for path, rows in lists.items()})
+    split.write_lists({path: "".join(rows) for path, rows in lists.items()})
     for path, rows in lists.items():
         print(f"{path}: {len(rows)} images, labels 0-{len(label) - 1}")
     if len(classes) == 1000 and len(train) != 1281167:
@@ -144,7 +145,7 @@ def write_lists(devkit, root, expected):
 
 try:
     write_lists(sys.argv[1], sys.argv[2], sys.argv[3])
-except SplitError as error:
+except UserError as error:
     sys.exit(f"error: {error}")
 except OSError as error:
     sys.exit(f"error: {error.filename}: {error.strerror}")
