@@ -13,6 +13,8 @@ import math
 import os
 import re
 
+import numpy as np
+
 import files
 import parallel
 from utility import UserError
@@ -45,7 +47,6 @@ def save_checkpoint(run_dir, network, optimizer, state):
     Returns: the checkpoint's path.
     Raises: UserError where it can't be written, or where a weight is NaN or infinite.
     """
-    import numpy as np
     import paddle
 
     name = checkpoint_name(state)
@@ -54,10 +55,12 @@ def save_checkpoint(run_dir, network, optimizer, state):
     broken = [name for name, value in weights.items() if not np.isfinite(value).all()]
     if broken:
         raise UserError(f"{final}: not written: {len(broken)} tensors became NaN or infinite, {broken[0]} among them")
+    entries = _optimizer_entries(network, optimizer)
+    optimizer_state = {name: value.numpy() for name, (_, value) in entries.items()}
     try:
         with files.temporary_folder(final) as temporary:
             paddle.save(weights, os.path.join(temporary, WEIGHTS_FILE))
-            paddle.save(_named_optimizer_state(network, optimizer), os.path.join(temporary, OPTIMIZER_FILE))
+            paddle.save(optimizer_state, os.path.join(temporary, OPTIMIZER_FILE))
             for file_name in (WEIGHTS_FILE, OPTIMIZER_FILE):
                 with open(os.path.join(temporary, file_name), "rb") as file:
                     files.sync(file.fileno())
@@ -95,32 +98,68 @@ def read_checkpoint_state(path):
     return {"step": state.get("steps"), "evaluated": True, **state}
 
 
-def _named_optimizer_state(network, optimizer):
-    """{"<structured parameter name>/<accumulator>": array} of an optimizer."""
+def make_optimizer_state(optimizer, parameters):
+    """Has a new optimizer make its state, which Paddle's make at their first step.
+
+    From then on its state_dict says what a checkpoint must hold, and a run that goes on in another folder can save what
+    it has loaded before it does a step.
+    """
+    import paddle
+
+    rate = optimizer.get_lr()
+    optimizer.set_lr(0.0)
+    paddle.add_n([(parameter * 0).sum() for parameter in parameters]).backward()
+    optimizer.step()
+    optimizer.clear_grad()
+    optimizer.set_lr(rate)
+    # That step has left weight decay in the momentum, and counts for Adam: back to what a first step begins with.
+    first = {"beta1_pow_acc": 0.9, "beta2_pow_acc": 0.999}
+    state = optimizer.state_dict()
+    for key, value in state.items():
+        state[key] = paddle.full_like(value, next((first[kind] for kind in first if kind in key), 0.0))
+    optimizer.set_state_dict(state)
+
+
+def _optimizer_entries(network, optimizer):
+    """{"<structured parameter name>/<accumulator>_0": (Paddle's name, tensor)} of an optimizer."""
     # The longest generated name first, so that no name is mistaken for the beginning of another.
     names = sorted(((p.name, n) for n, p in network.named_parameters()), key=lambda pair: -len(pair[0]))
-    named = {}
+    entries = {}
     for key, value in optimizer.state_dict().items():
         if key == "master_weights":
             continue  # rebuilt from the weights, which are kept in float32
         owner = next((pair for pair in names if key.startswith(pair[0] + "_")), None)
-        if owner:
-            named[f"{owner[1]}/{key[len(owner[0]) + 1 :]}"] = value.numpy()
-    return named
+        if owner is None:
+            raise RuntimeError(f"the optimizer has {key}, of no parameter of the network: it would be lost")
+        # Paddle counts the optimizers of a process: velocity_0, velocity_1.
+        accumulator = re.sub(r"\d+$", "0", key[len(owner[0]) + 1 :])
+        entries[f"{owner[1]}/{accumulator}"] = key, value
+    return entries
 
 
-def load_optimizer_state(network, optimizer, named):
-    """Puts back what `_named_optimizer_state` wrote."""
+def load_optimizer_state(network, optimizer, saved, path):
+    """Puts back what `save_checkpoint` wrote of an optimizer: all of it or, with a UserError, nothing.
+
+    Args:
+        optimizer: one of the same kind, after `make_optimizer_state`.
+        saved: {"<structured parameter name>/<accumulator>_0": array}.
+        path: where it is from, for messages.
+    """
     import paddle
 
-    generated = {n: p.name for n, p in network.named_parameters()}
-    state = {}
-    for key, value in named.items():
-        name, accumulator = key.rsplit("/", 1)
-        if name not in generated:
-            raise UserError(f"the optimizer's state has {name!r}, which this network lacks")
-        state[f"{generated[name]}_{accumulator}"] = paddle.to_tensor(value)
-    optimizer.set_state_dict(state)
+    entries = _optimizer_entries(network, optimizer)
+    parameters = {name for name, _ in network.named_parameters()}
+    unknown = [key for key in saved if key.rpartition("/")[0] not in parameters]
+    if unknown:
+        raise UserError(f"{path}: has {unknown[0]!r}, which this network lacks")
+    missing = [key for key in entries if key not in saved]
+    if missing:
+        raise UserError(f"{path}: incomplete: {len(missing)} entries are missing, such as {missing[0]!r}")
+    for key, (_, value) in entries.items():
+        if list(np.shape(saved[key])) != list(value.shape):
+            shapes = f"{list(np.shape(saved[key]))} in place of {list(value.shape)}"
+            raise UserError(f"{path}: {key!r} is {shapes}")
+    optimizer.set_state_dict({name: paddle.to_tensor(saved[key]) for key, (name, _) in entries.items()})
 
 
 # ---------------------------------------------------------------- the checkpoints of a run

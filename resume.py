@@ -201,8 +201,13 @@ def load_progress(args, run_dir, continued, network, optimizer, scaler, state):
         checkpoint = args.checkpoint
         if not os.path.isdir(checkpoint):  # a copied run's latest/ or best/, which has its own name by now
             checkpoint = os.path.join(run_dir, checkpoints.checkpoint_name(continued))
-        saved = models.read_pickle(os.path.join(checkpoint, checkpoints.OPTIMIZER_FILE))
-        checkpoints.load_optimizer_state(network, optimizer, saved)
+        path = os.path.join(checkpoint, checkpoints.OPTIMIZER_FILE)
+        try:
+            checkpoints.load_optimizer_state(network, optimizer, models.read_pickle(path), path)
+        except UserError as error:
+            if not args.force:
+                raise UserError(f"{error} (--force=True starts the optimizer anew)") from None
+            print(f"note: {args.optimizer} starts anew: {error}")
     else:
         print(f"note: {args.optimizer} starts anew: it can't use the state of {continued['args']['optimizer']}")
     if continued.get("scaler"):

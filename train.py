@@ -10,6 +10,7 @@ beside it (best recall@1) are what eval.py, infer.py and --checkpoint take. The 
 object a line, to train_log.jsonl in the same folder.
 """
 
+import argparse
 import itertools
 import math
 import os
@@ -128,6 +129,7 @@ def main():
     parallel.meet("the run's folder")  # in which a checkpoint may have got another name
     if continued:
         resume.load_progress(args, run_dir, continued, network, optimizer, scaler, state)
+        report_rate(args, continued, state)
     utility.print_arguments(args)
     if args.amp != "off" and not utility.on_gpu():
         print("note: --amp works on a GPU only: training in float32")
@@ -235,10 +237,13 @@ def build_optimizer(paddle, args, network):
     # One kernel for all parameters, where Paddle has it: a GPU would wait for the launches.
     fused = {"use_multi_tensor": utility.on_gpu()}
     if args.optimizer == "momentum":
-        return paddle.optimizer.Momentum(momentum=0.9, **common, **fused)
-    if args.optimizer == "adam":
-        return paddle.optimizer.Adam(**common, **fused)
-    return {"sgd": paddle.optimizer.SGD, "adamw": paddle.optimizer.AdamW}[args.optimizer](**common)
+        optimizer = paddle.optimizer.Momentum(momentum=0.9, **common, **fused)
+    elif args.optimizer == "adam":
+        optimizer = paddle.optimizer.Adam(**common, **fused)
+    else:
+        optimizer = {"sgd": paddle.optimizer.SGD, "adamw": paddle.optimizer.AdamW}[args.optimizer](**common)
+    checkpoints.make_optimizer_state(optimizer, parameters)
+    return optimizer
 
 
 # ---------------------------------------------------------------- training
@@ -255,6 +260,24 @@ def learning_rate(args, epoch):
         boundaries = args.lr_epochs or [args.num_epochs * share for share in (0.25, 0.5, 0.75)]
         return args.lr * 0.1 ** sum(epoch >= boundary for boundary in boundaries)
     return args.lr
+
+
+def rate_of_step(args, epoch, step, steps):
+    """The rate of a step of an epoch with `steps`: that of its start, in the warmup of its end, for the first is 0."""
+    return learning_rate(args, epoch + (step + (epoch < args.warmup_epochs)) / steps)
+
+
+def report_rate(args, continued, state):
+    """Says what other flags than those of the run before make of the learning rate where it goes on."""
+    before = argparse.Namespace(**{**vars(args), **continued["args"]})
+    epoch, step = divmod(state["epoch"] * state["steps"] + state["step"], state["steps"])
+    now = rate_of_step(args, epoch, step, state["steps"])
+    if epoch < args.num_epochs and not math.isclose(rate_of_step(before, epoch, step, state["steps"]), now):
+        last = rate_of_step(before, continued["epoch"], continued["step"] - 1, continued["steps"])
+        print(
+            f"note: the learning rate was {last:.6g} at the last step and is {now:.6g} at the next: the schedule is "
+            f"computed anew from --lr, --lr_strategy, --warmup_epochs and --num_epochs={args.num_epochs}"
+        )
 
 
 def amp_type(args):
@@ -328,7 +351,7 @@ def train_epoch(paddle, args, network, optimizer, scaler, train, state, run_dir,
         if batch is None:
             raise UserError(f"not one image of a whole batch could be read: {bad_images[-1][1]}")
         window["waited"] += time.time() - start
-        lr = learning_rate(args, epoch + (step + 1) / steps if epoch < args.warmup_epochs else epoch + step / steps)
+        lr = rate_of_step(args, epoch, step, steps)
         optimizer.set_lr(lr)
 
         image = utility.to_device(batch.image, held)

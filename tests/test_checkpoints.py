@@ -33,7 +33,14 @@ def build(optimizer="momentum"):
     layers = [paddle.nn.Linear(3, 3) for _ in range(12)]
     network = paddle.nn.Sequential(*layers, paddle.nn.BatchNorm1D(3))
     network[3].weight.stop_gradient = True
-    return network, OPTIMIZERS[optimizer]([p for p in network.parameters() if not p.stop_gradient])
+    return network, begin(optimizer, network)
+
+
+def begin(optimizer, network):
+    parameters = [p for p in network.parameters() if not p.stop_gradient]
+    optimizer = OPTIMIZERS[optimizer](parameters)
+    checkpoints.make_optimizer_state(optimizer, parameters)
+    return optimizer
 
 
 def step(network, optimizer, seed):
@@ -41,6 +48,10 @@ def step(network, optimizer, seed):
     (network(x)[:, 0] * x[:, 1]).sum().backward()
     optimizer.step()
     optimizer.clear_grad()
+
+
+def state_of(network, optimizer):
+    return {key: value.numpy().copy() for key, (_, value) in checkpoints._optimizer_entries(network, optimizer).items()}
 
 
 def at(epoch, step=8):
@@ -78,25 +89,69 @@ def test_a_checkpoint_continues_with_the_same_step(tmp_path, optimizer_name):
     assert same(values(again), saved)
     named = paddle.load(f"{path}/{checkpoints.OPTIMIZER_FILE}", return_numpy=True)
     assert all(isinstance(value, np.ndarray) for value in named.values())
-    checkpoints.load_optimizer_state(again, other_optimizer, named)
+    checkpoints.load_optimizer_state(again, other_optimizer, named, path)
     step(again, other_optimizer, 3)
     assert same(values(again), wanted)
 
     # Without the optimizer's state it would be another step.
     again.set_state_dict(saved)
-    step(again, OPTIMIZERS[optimizer_name]([p for p in again.parameters() if not p.stop_gradient]), 3)
+    step(again, begin(optimizer_name, again), 3)
     assert same(values(again), wanted) == (optimizer_name == "sgd")
 
 
 def test_optimizer_state_of_another_network():
     network, optimizer = build()
     step(network, optimizer, 0)
-    named = checkpoints._named_optimizer_state(network, optimizer)
+    named = state_of(network, optimizer)
     trained = [name for name, p in network.named_parameters() if not p.stop_gradient]
     assert sorted({name.rsplit("/", 1)[0] for name in named}) == sorted(trained)
     small = paddle.nn.Sequential(paddle.nn.Linear(3, 3))
-    with pytest.raises(UserError, match=r"the optimizer's state has '.*', which this network lacks"):
-        checkpoints.load_optimizer_state(small, OPTIMIZERS["momentum"](small.parameters()), named)
+    with pytest.raises(UserError, match=r"model.pdopt: has '.*', which this network lacks"):
+        checkpoints.load_optimizer_state(small, begin("momentum", small), named, "model.pdopt")
+
+
+@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
+def test_an_optimizer_with_its_state_made_early_does_the_same_steps(optimizer_name):
+    network, optimizer = build(optimizer_name)
+    assert all("_pow_" in key or not value.any() for key, value in state_of(network, optimizer).items())
+    late, _ = build()
+    late.set_state_dict(network.state_dict())
+    as_paddle_does = OPTIMIZERS[optimizer_name]([p for p in late.parameters() if not p.stop_gradient])
+    for seed in range(3):
+        step(network, optimizer, seed)
+        step(late, as_paddle_does, seed)
+        assert same(values(network), values(late))
+        assert same(state_of(network, optimizer), state_of(late, as_paddle_does))
+
+
+@pytest.mark.parametrize("optimizer_name", sorted(set(OPTIMIZERS) - {"sgd"}))
+def test_what_a_saved_optimizer_lacks_is_named_and_nothing_is_loaded(optimizer_name):
+    network, optimizer = build(optimizer_name)
+    step(network, optimizer, 0)
+    whole = state_of(network, optimizer)
+    again = begin(optimizer_name, network)
+    first = state_of(network, again)
+    kind = "moment1_0" if "adam" in optimizer_name else "velocity_0"
+    key = f"4.weight/{kind}"
+    for saved, message in (
+        ({}, f"incomplete: {len(whole)} entries are missing"),
+        (
+            {name: value for name, value in whole.items() if name != key},
+            f"incomplete: 1 entries are missing, such as '{key}'",
+        ),
+        ({**whole, key: whole[key][:2]}, rf"'{key}' is \[2, 3\] in place of \[3, 3\]"),
+    ):
+        with pytest.raises(UserError, match=message):
+            checkpoints.load_optimizer_state(network, again, saved, "model.pdopt")
+        assert same(state_of(network, again), first)
+
+
+def test_state_without_an_owner_is_not_dropped():
+    network, _ = build()
+    proxies = paddle.nn.Linear(2, 2)
+    optimizer = begin("momentum", proxies)
+    with pytest.raises(RuntimeError, match="of no parameter of the network"):
+        checkpoints._optimizer_entries(network, optimizer)
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
@@ -134,7 +189,7 @@ def test_optimizer_state_of_parameters_whose_names_begin_alike():
 
     network, optimizer = build()
     step(network, optimizer, 0)
-    named = checkpoints._named_optimizer_state(network, optimizer)
+    named = state_of(network, optimizer)
     kinds = {key.split("/")[1] for key in named}
     assert sorted(named) == sorted(f"{layer}.weight/{kind}" for layer in range(3) for kind in kinds)
 
