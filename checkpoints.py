@@ -280,6 +280,14 @@ def read_link(run_dir, link):
     return name if _position(name) else None
 
 
+def remove_dangling(run_dir):
+    """Removes those of `latest` and `best` that point at a checkpoint which is no more."""
+    for link in LINKS:
+        name = read_link(run_dir, link)
+        if name and name not in checkpoint_names(run_dir):
+            os.remove(os.path.join(run_dir, link))
+
+
 def resolve(path):
     """The folder of the checkpoint `path`, which may be a small file in place of a link; else `path` as it is."""
     run_dir, link = os.path.split(os.path.normpath(path))

@@ -44,7 +44,7 @@ def check_output(path, is_ours, what):
     """
     if os.path.isdir(path):
         raise UserError(f"{path}: a directory, not a file to write")
-    if os.path.lexists(path) and not (os.path.isfile(path) and (os.path.getsize(path) == 0 or is_ours(path))):
+    if os.path.exists(path) and not (os.path.isfile(path) and (os.path.getsize(path) == 0 or is_ours(path))):
         raise UserError(f"{path}: is there already and is not {what}: it is not replaced; give another name")
     make_directory(os.path.dirname(os.path.realpath(path)))
 

@@ -121,22 +121,16 @@ def find_run(checkpoint, state):
 
     Raises: UserError where it lies anywhere else: nothing is written around a checkpoint that somebody copied.
     """
-    run_dir = os.path.dirname(os.path.normpath(checkpoint)) or os.curdir
-    real = os.path.realpath(checkpoint)
-    if os.path.realpath(run_dir) != os.path.dirname(real):
-        run_dir = os.path.dirname(real)
-    model = state["settings"]["model"]
-    named = os.path.basename(real) in (checkpoints.checkpoint_name(state), *checkpoints.LINKS)
-    if (
-        not named
-        or os.path.basename(os.path.abspath(run_dir)) != model
-        or not os.path.isfile(os.path.join(run_dir, checkpoints.LOG_FILE))
-    ):
-        raise UserError(
-            f"--checkpoint={checkpoint}: not in the folder of a run ({model}/ with its {checkpoints.LOG_FILE}): "
-            "--model_save_dir says where to go on"
-        )
-    return os.path.normpath(os.path.join(run_dir, os.pardir))
+    model, names = state["settings"]["model"], (checkpoints.checkpoint_name(state), *checkpoints.LINKS)
+    for path in (os.path.normpath(checkpoint), os.path.realpath(checkpoint)):
+        run_dir, name = os.path.split(path)
+        has_log = os.path.isfile(os.path.join(run_dir, checkpoints.LOG_FILE))
+        if name in names and os.path.basename(os.path.abspath(run_dir)) == model and has_log:
+            return os.path.normpath(os.path.join(run_dir, os.pardir))
+    raise UserError(
+        f"--checkpoint={checkpoint}: not in the folder of a run ({model}/ with its {checkpoints.LOG_FILE}): "
+        "--model_save_dir says where to go on"
+    )
 
 
 def prepare_run_dir(args, run_dir, continued):
@@ -144,7 +138,8 @@ def prepare_run_dir(args, run_dir, continued):
     if os.path.isdir(run_dir):
         checkpoints.lock(run_dir)  # before looking, for another process may be about to save
     names = [*checkpoints.checkpoint_names(run_dir), *checkpoints.copied_checkpoints(run_dir)]
-    same = continued and os.path.realpath(run_dir) == os.path.dirname(os.path.realpath(args.checkpoint))
+    above = os.path.realpath(os.path.dirname(os.path.normpath(args.checkpoint)))
+    same = continued and os.path.realpath(run_dir) in (above, os.path.dirname(os.path.realpath(args.checkpoint)))
     later = checkpoints.later_checkpoints(run_dir, checkpoints.checkpoint_name(continued)) if same else []
     if later and not args.overwrite:
         raise UserError(
@@ -167,6 +162,7 @@ def prepare_run_dir(args, run_dir, continued):
             checkpoints.make_way(run_dir, link)
         checkpoints.point_at(run_dir, "latest", checkpoints.checkpoint_name(continued))
         checkpoints.remove_checkpoints(run_dir, later)
+        checkpoints.remove_dangling(run_dir)
         return
     if args.overwrite:
         checkpoints.set_run_aside(run_dir)

@@ -55,6 +55,23 @@ def draw_birds(root, classes, images, size=40):
             image.save(os.path.join(folder, f"Bird_{c}_{i:04d}.jpg"), quality=90)
 
 
+def listing(folder):
+    """{path: content} of every file below a folder, where a link points, and None for an empty folder."""
+    found = {}
+    for top, folders, names in os.walk(folder):
+        for name in names + folders:
+            path = os.path.join(top, name)
+            where = os.path.relpath(path, folder)
+            if os.path.islink(path):
+                found[where] = f"-> {os.readlink(path)}"
+            elif os.path.isfile(path):
+                with open(path, "rb") as file:
+                    found[where] = file.read()
+            elif not os.listdir(path):
+                found[where] = None
+    return found
+
+
 @pytest.fixture(scope="session")
 def birds(tmp_path_factory):
     """12 classes of 8 pictures, split in halves by data/split.py."""

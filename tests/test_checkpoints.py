@@ -297,6 +297,12 @@ def test_remove_old_checkpoints(tmp_path, keep, best, left):
     assert {"notes", "latest", LOG_FILE} <= names
 
 
+def test_links_to_what_is_no_more_go(tmp_path):
+    fake_checkpoints(tmp_path, [0], latest=0, best=1)
+    checkpoints.remove_dangling(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == ["0", "latest"]
+
+
 def test_set_run_aside(tmp_path):
     fake_checkpoints(tmp_path, [0, 11], latest=11, best=0)
     (tmp_path / LOG_FILE).write_text('{"args": {}}\n')

@@ -278,17 +278,6 @@ def test_what_is_not_ours_in_the_cache_stays(network, tmp_path):
     assert kept(tmp_path) == sorted(["thesis", engine.model_key(network, SHAPE)])
 
 
-def test_a_link_beside_the_weights_is_left_alone(birds, weights, tmp_path):
-    home = tmp_path / "home"
-    (home / "pictures").mkdir(parents=True)
-    (home / "pictures" / "a.jpg").write_text("")
-    own = tmp_path / "own.pdparams"
-    shutil.copyfile(weights, own)
-    os.symlink(home, f"{own}.inference")
-    run("eval.py", *SMALL, *birds.lists, f"--pretrained_model={own}", "--pooling=max", "--engine=inference")
-    assert os.listdir(home) == ["pictures"] and os.listdir(home / "pictures") == ["a.jpg"]
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("weights") / "small.pdparams")

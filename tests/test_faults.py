@@ -16,7 +16,7 @@ import traceback
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, read_rows, run
+from conftest import ROOT, listing, read_rows, run
 from PIL import Image
 
 import checkpoints
@@ -160,56 +160,6 @@ def test_auto_finds_the_model_of_its_run(birds, trained, tmp_path):
     assert "Pass 1, " in out and "Pass 0, " not in out
 
 
-def list_files(folder):
-    """{path: bytes} of every file below a folder, links not followed."""
-    paths = [os.path.join(top, name) for top, _, names in os.walk(folder) for name in names]
-    return {os.path.relpath(p, folder): open(p, "rb").read() for p in paths if not os.path.islink(p)}
-
-
-@pytest.mark.parametrize("checkpoint", ["copy/ResNet8/latest", "copy/ResNet8/best", "latest", "auto"])
-def test_a_run_copied_without_its_links_goes_on_in_place(birds, trained, tmp_path, checkpoint):
-    copy = tmp_path / "copy" / "ResNet8"
-    for link in ("latest", "best"):
-        shutil.copytree(trained / "ResNet8" / link, copy / link)
-    shutil.copy(trained / "ResNet8" / checkpoints.LOG_FILE, copy)
-    before = list_files(copy)
-    if "/" in checkpoint:
-        flags = [f"--checkpoint={tmp_path}/{checkpoint}"]
-    else:
-        flags = [f"--checkpoint={checkpoint}", "--model=ResNet8", f"--model_save_dir={tmp_path}/copy"]
-    run("train.py", *birds.lists, *TINY, f"--model_save_dir={tmp_path}/copy", status=2)  # not without --checkpoint
-    assert list_files(copy) == before
-    run("train.py", *birds.lists, *flags, "--num_epochs=2", "--keep=9")
-    after = list_files(copy)
-    assert os.readlink(copy / "latest") == "1" and (copy / "0").is_dir()
-    assert after["0/model.pdparams"] == before["latest/model.pdparams"]
-    assert after[checkpoints.LOG_FILE].startswith(before[checkpoints.LOG_FILE])
-
-
-def test_what_is_not_ours_in_a_run_folder_stays(birds, trained, tmp_path):
-    folder = tmp_path / "ResNet8"
-    shutil.copytree(trained / "ResNet8", folder, symlinks=True)
-    for path in ("replaced/mine.txt", "notes/a.txt", "2024/holiday.jpg"):
-        (folder / path).parent.mkdir(exist_ok=True)
-        (folder / path).write_text("mine")
-    run("train.py", *birds.lists, *TINY, f"--model_save_dir={tmp_path}", "--num_epochs=1", "--overwrite=True")
-    found = list_files(folder)
-    assert {name for name, data in found.items() if data == b"mine"} == {
-        "replaced/mine.txt", "notes/a.txt", "2024/holiday.jpg"}  # fmt: skip
-    assert os.listdir(folder / "replaced") == ["mine.txt"]
-
-
-def test_a_log_that_is_a_link_is_not_cut(birds, trained, tmp_path):
-    shutil.copytree(trained / "ResNet8", tmp_path / "ResNet8", symlinks=True)
-    other, log = tmp_path / "other.jsonl", tmp_path / "ResNet8" / checkpoints.LOG_FILE
-    other.write_text("precious\n" * 10000)
-    log.unlink()
-    log.symlink_to(other)
-    result = run("train.py", *birds.lists, f"--checkpoint={tmp_path}/ResNet8/latest", "--num_epochs=2", status=2)
-    assert f"{log}: a link" in result.stderr
-    assert other.read_text() == "precious\n" * 10000
-
-
 def test_a_run_that_goes_on_in_another_folder_or_with_other_steps(birds, tmp_path):
     """The checkpoint that it goes on from is put there first: its recall may still have to be measured."""
     flags = ["--num_epochs=1", "--eval_every=0", "--keep=9"]
@@ -259,22 +209,22 @@ def test_what_is_missing_in_the_optimizers_file_is_named(birds, trained, tmp_pat
         ({}, f"incomplete: {len(saved)} entries are missing"),
     ):
         paddle.save(content, str(path))
-        before = list_files(tmp_path)
+        before = listing(tmp_path)
         assert f"{path}: {what}" in run("train.py", *flags, status=2).stderr
-        assert list_files(tmp_path) == before
+        assert listing(tmp_path) == before
     assert f"note: momentum starts anew: {path}: incomplete" in run("train.py", *flags, "--force=True").stdout
 
 
 def test_a_checkpoint_outside_a_run_needs_a_place(birds, trained, tmp_path):
     checkpoint = tmp_path / "some" / "copy" / "weights"
     shutil.copytree(trained / "ResNet8" / "0", checkpoint)
-    before = list_files(tmp_path)
+    before = listing(tmp_path)
     message = run("train.py", f"--checkpoint={checkpoint}", "--num_epochs=2", status=2).stderr
     assert f"--checkpoint={checkpoint}: not in the folder of a run (ResNet8/ with its train_log.jsonl)" in message
     assert "--model_save_dir" in message and message.count("\n") == 1
-    assert list_files(tmp_path) == before
+    assert listing(tmp_path) == before
     run("train.py", f"--checkpoint={checkpoint}", "--num_epochs=2", f"--model_save_dir={tmp_path}/new")
-    after = list_files(tmp_path)
+    after = listing(tmp_path)
     assert {name: after[name] for name in before} == before and "new/ResNet8/1/model.pdparams" in after
 
 
