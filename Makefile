@@ -8,13 +8,13 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# With a GPU, the wheel of Paddle's own index that has code for the oldest and the newest one here: cu118 up to compute
-# capability 9.0 from 6.0, cu126 from 7.5 to 9.0, cu129 above. Where no wheel has code for both, PADDLE_INDEX chooses.
-CAPABILITIES := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -n)
-PADDLE_CUDA := $(shell echo $(CAPABILITIES) | awk '{low = $$1; high = $$NF} \
-	low >= 7.5 && high <= 9 {print "cu126"} low >= 7.5 && high > 9 {print "cu129"} \
-	low >= 6 && low < 7.5 && high <= 9 {print "cu118"}')
-PADDLE_INDEX ?= $(if $(PADDLE_CUDA),https://www.paddlepaddle.org.cn/packages/stable/$(PADDLE_CUDA)/)
+# With GPUs, the wheel of Paddle's own index that has code for the oldest and the newest of them (utility.paddle_index).
+CAPABILITIES := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null)
+ifneq ($(CAPABILITIES),)
+ifndef PADDLE_INDEX
+PADDLE_INDEX := $(shell $(PYTHON) -c 'import sys, utility; print(utility.paddle_index(sys.argv[1:]))' $(CAPABILITIES))
+endif
+endif
 REQUIREMENTS ?= requirements.txt
 RUN := $(VENV)/bin/python
 
@@ -48,6 +48,8 @@ bench: .venv-bench/installed
 
 $(VENV)/installed: $(REQUIREMENTS)
 	$(PYTHON) -m venv $(VENV)
+	@[ -z "$(CAPABILITIES)" ] || [ -n "$(PADDLE_INDEX)" ] || echo "note: no wheel of Paddle's has code for all GPUs here" \
+		"($(CAPABILITIES)): installing for the CPU; PADDLE_INDEX=... chooses another (README, Installation)"
 	@$(RUN) -c 'import paddle' 2>/dev/null || echo "installing $(REQUIREMENTS): about 200 MB, a few minutes"
 ifneq ($(PADDLE_INDEX),)
 	$(RUN) -c 'import paddle' 2>/dev/null || $(RUN) -m pip install --quiet paddlepaddle-gpu==3.3.1 -i $(PADDLE_INDEX)

@@ -91,7 +91,9 @@ def prepare(network, args, pictures):
         run = compile_network(network, args.image_shape, precision, model_folders(args))
     except Exception as error:  # whatever it is: the network itself can still be run
         if parallel.is_first():
-            print(f"warning: running without the inference engine, slower: {_first_line(error)}", file=sys.stderr)
+            print(
+                f"warning: running without the inference engine, slower: {utility.first_line(error)}", file=sys.stderr
+            )
         return network
     print(f"inference engine: {precision}, {run.threads} threads, {run.source}, {time.time() - start:.1f} sec")
     return run
@@ -281,14 +283,6 @@ def _silence():
             os.close(copy)
 
 
-def _first_line(error):
-    """The sentence of an exception that says what was wrong; Paddle's begin with a stack."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "Error: " in line or "Error Message Summary" in line]
-    line = (telling or lines or [type(error).__name__])[0]
-    return line if len(line) <= 200 else f"{line[:200]}..."
-
-
 # ---------------------------------------------------------------- what is kept
 
 
@@ -442,7 +436,7 @@ def export(network, folder, args, labels=None):
     except UserError:
         raise
     except Exception as error:  # Paddle's have many types
-        raise UserError(f"--export_dir={folder}: nothing written: {_first_line(error)}") from None
+        raise UserError(f"--export_dir={folder}: nothing written: {utility.first_line(error)}") from None
 
 
 def _describe(folder, run, args, labels):

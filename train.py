@@ -341,7 +341,7 @@ def train_epoch(paddle, args, network, optimizer, scaler, train, state, run_dir,
     statistics = [] if args.freeze_bn else network.batch_norm_statistics()
 
     epoch, steps = state["epoch"], state["steps"]
-    bad_images, held = [], []
+    bad_images = []
     finite = paddle.to_tensor(True)
     window = {"start": time.time(), "steps": 0, "images": 0, "waited": 0.0}  # since the last log line
     batches = training_batches(args, train, state, bad_images)
@@ -354,8 +354,8 @@ def train_epoch(paddle, args, network, optimizer, scaler, train, state, run_dir,
         lr = rate_of_step(args, epoch, step, steps)
         optimizer.set_lr(lr)
 
-        image = utility.to_device(batch.image, held)
-        label = parallel.gather(utility.to_device(batch.label, held))
+        image = utility.to_device(batch.image)
+        label = parallel.gather(utility.to_device(batch.label))
         # All draws depend on the step alone, so that a continued run repeats them: those of dropout in each process ...
         seed = args.seed + epoch * steps + step
         paddle.seed((seed + 1_000_003 * (1 + parallel.rank())) % 2**31)
@@ -389,7 +389,6 @@ def train_epoch(paddle, args, network, optimizer, scaler, train, state, run_dir,
         window["steps"] += 1
         if log_now:
             log_step(paddle, args, state, run_dir, window, lr, loss_metric, loss_cls, logits, label)
-            held.clear()
             window = {"start": time.time(), "steps": 0, "images": 0, "waited": 0.0}
         # Several processes stop at the same step; on GPUs they ask each other at log lines only.
         signal = parallel.largest(noted["signal"]) if look or parallel.world_size() == 1 else 0

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import random
+import re
 import signal
 import sys
 import time
@@ -250,17 +251,67 @@ def start_paddle(use_gpu=False, seed=None, deterministic=None):
     if use_gpu and not gpu:
         why = "no GPU found" if paddle.is_compiled_with_cuda() else "this paddlepaddle is built for the CPU only"
         print(f"note: --use_gpu=True, but {why}: running on the CPU", file=sys.stderr)
-    paddle.set_device("gpu" if gpu else "cpu")
     if not gpu:
+        paddle.set_device("cpu")
         _keep_freed_memory()
-    elif deterministic is not None:
-        # Both, for the environment may have set the other one, and Paddle refuses the two together.
-        paddle.set_flags(
-            {"FLAGS_cudnn_deterministic": deterministic, "FLAGS_cudnn_exhaustive_search": not deterministic}
-        )
+    else:
+        if deterministic is not None:
+            # Both, for the environment may have set the other one, and Paddle refuses the two together.
+            paddle.set_flags(
+                {"FLAGS_cudnn_deterministic": deterministic, "FLAGS_cudnn_exhaustive_search": not deterministic}
+            )
+        _try_gpu(paddle)
     parallel.start(gpu)
     paddle.seed(parallel.from_first(random.SystemRandom().randrange(2**31) if seed is None else seed))
     return paddle
+
+
+# Paddle's own wheels of 3.3.1, the best first, and the least and the newest compute capability that they have code for.
+WHEELS = {"cu126": (7.5, 9.0), "cu129": (7.5, 12.1), "cu118": (6.0, 9.0)}
+
+
+def paddle_index(capabilities):
+    """The address from which pip takes the paddlepaddle-gpu for GPUs of these compute capabilities; "" for none.
+
+    Args:
+        capabilities: of all GPUs, such as ["7.5", "8.6"]; what else nvidia-smi may print is left out.
+    """
+    found = [float(text) for text in capabilities if re.fullmatch(r"\d+\.\d+", text)]
+    for name, (least, newest) in WHEELS.items():
+        if found and least <= min(found) and max(found) <= newest:
+            return f"https://www.paddlepaddle.org.cn/packages/stable/{name}/"
+    return ""
+
+
+def _try_gpu(paddle):
+    """Selects the GPU and has it compute something. Raises: UserError, with what is wrong and what mends it."""
+    try:
+        paddle.set_device("gpu")
+        cudnn = paddle.device.get_cudnn_version()
+        if cudnn is None:
+            why = "it finds no cuDNN"
+        else:
+            one = paddle.ones([1, 1, 3, 3])
+            why = "" if float(paddle.nn.functional.conv2d(one, one)) == 9 else "a convolution comes out wrong"
+    except Exception as error:  # Paddle's have many types
+        why = first_line(error)
+    if not why:
+        return
+    try:
+        name = paddle.device.cuda.get_device_name()
+        capability = "{}.{}".format(*paddle.device.cuda.get_device_capability())
+    except Exception:
+        name, capability = "unknown", "unknown"
+    index = paddle_index([capability])
+    mend = (
+        f"pip install --force-reinstall paddlepaddle-gpu==3.3.1 -i {index} has all that this GPU needs but its driver"
+        if index
+        else "nvidia-smi says whether its driver works"
+    )
+    raise UserError(
+        f"paddlepaddle-gpu {paddle.__version__} can't use the GPU ({name}, compute capability {capability}): {why}; "
+        f"{mend}; --use_gpu=False goes on without it"
+    )
 
 
 def join_early(args):
@@ -270,6 +321,14 @@ def join_early(args):
     """
     if parallel.world_size() > 1:
         start_paddle(args.use_gpu, args.seed)
+
+
+def first_line(error):
+    """The sentence of an exception that says what was wrong; Paddle's begin with a stack."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "Error: " in line or "Error Message Summary" in line]
+    line = (telling or lines or [type(error).__name__])[0]
+    return line if len(line) <= 200 else f"{line[:200]}..."
 
 
 def describe_process():
@@ -303,18 +362,14 @@ def on_gpu():
     return paddle.is_compiled_with_cuda() and paddle.get_device().startswith("gpu")
 
 
-def to_device(array, held):
-    """A NumPy array as a tensor on the current device; on a GPU the copy goes on while the caller does.
-
-    Args:
-        held: list that keeps the memory that is copied from; to be cleared when the device has been waited for.
-    """
+def to_device(array):
+    """A NumPy array as a tensor on the current device; on a GPU the copy goes on while the caller does."""
     import paddle
 
     if not on_gpu():
         return paddle.to_tensor(array)
-    held.append(paddle.to_tensor(array, place=paddle.CUDAPinnedPlace()))
-    return held[-1].cuda(blocking=False)
+    # Paddle itself keeps the memory that is copied from until the copy is done.
+    return paddle.to_tensor(array, place=paddle.CUDAPinnedPlace()).cuda(blocking=False)
 
 
 def peak_memory():
