@@ -320,7 +320,8 @@ def test_extract(head):
 @pytest.mark.parametrize(
     ("capabilities", "wheel"),
     [("7.5", "cu126"), ("8.6", "cu126"), ("9.0 8.0", "cu126"), ("12.0", "cu129"), ("10.0 8.0", "cu129"),
-     ("6.1", "cu118"), ("7.0 8.6", "cu118"), ("5.2", ""), ("6.1 12.0", ""), ("", ""), ("Field compute_cap is not valid", "")],
+     ("6.1", "cu118"), ("7.0 8.6", "cu118"), ("5.2", ""), ("6.1 12.0", ""), ("", ""),
+     ("Field compute_cap is not valid", "")],
 )  # fmt: skip
 def test_the_wheel_for_all_gpus(capabilities, wheel):
     index = utility.paddle_index(capabilities.split())
