@@ -8,11 +8,11 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# With GPUs, the wheel of Paddle's own index that has code for the oldest and the newest of them (utility.paddle_index).
+# With GPUs, the wheel of Paddle's own index that has code for the oldest and the newest of them (runtime/gpu.py).
 CAPABILITIES := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null)
 ifneq ($(CAPABILITIES),)
 ifndef PADDLE_INDEX
-PADDLE_INDEX := $(shell $(PYTHON) -c 'import sys, utility; print(utility.paddle_index(sys.argv[1:]))' $(CAPABILITIES))
+PADDLE_INDEX := $(shell $(PYTHON) -c 'import sys; from runtime.gpu import paddle_index as i; print(i(sys.argv[1:]))' $(CAPABILITIES))
 endif
 endif
 REQUIREMENTS ?= requirements.txt

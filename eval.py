@@ -7,19 +7,20 @@ The network is rebuilt from the checkpoint. Every image is a query against all o
 images of that list. Similarity is the cosine of the embeddings.
 """
 
+import dataclasses
 import json
 import os
 import time
 
 import numpy as np
 
-import engine
 import files
-import metrics
 import models
-import parallel
 import reader
 import utility
+import weights
+from retrieval import engine, extraction, metrics
+from runtime import parallel, process
 from utility import UserError, boolean, number
 
 
@@ -27,6 +28,7 @@ def parse_args():
     parser = utility.make_parser(__doc__)
     reader.add_data_arguments(parser)
     models.add_model_arguments(parser)
+    weights.add_weight_arguments(parser)
     engine.add_engine_arguments(parser)
     # fmt: off
     add = parser.add_argument_group("evaluation").add_argument
@@ -46,51 +48,51 @@ def parse_args():
 
 def main():
     args = parse_args()
-    utility.join_early(args)
+    process.join_early(args.use_gpu, args.seed)
     query = reader.read_list(args.val_list, args.data_dir)
     gallery = reader.read_list(args.gallery_list, args.data_dir) if args.gallery_list else None
-    if gallery and not np.isin(query.labels, gallery.labels).any():
-        raise UserError(f"{args.gallery_list}: has no image of any class of {args.val_list}: nothing to find")
-    for samples in [query, gallery] if gallery else [query]:
-        if args.on_bad_image == "fail":
-            reader.check_files(samples)
-        if parallel.is_first():
-            reader.report_repeated(samples)
+    check_lists(query, gallery, args.on_bad_image)
     if args.output_json:
         files.check_output(args.output_json, is_figures, "a file of figures that eval.py wrote")
-    utility.start_paddle(args.use_gpu, args.seed)
-    network, head_labels, trained = models.load_network(args)
-    utility.print_arguments(args)
+    process.start_paddle(args.use_gpu, args.seed)
+    opened = extraction.open_network(vars(args), args.pretrained_model, args.allow_partial)
+    vars(args).update(dataclasses.asdict(opened.settings))
+    utility.print_arguments(vars(args))
 
     start = time.time()
-    network = engine.prepare(network, args, sum(len(samples.paths) for samples in (query, gallery) if samples))
-    classes = head_classes(args, query, head_labels, trained)
-    features, index, result = run_list(network, query, args, classes)
-    if gallery:
-        gallery_features, gallery_index, _ = run_list(network, gallery, args, None)
+    reading = utility.fill(reader.Reading, args)
+    pictures = sum(len(samples.paths) for samples in (query, gallery) if samples)
+    options = utility.fill(engine.EngineOptions, args)
+    network = engine.prepare(opened.network, options, args.image_shape, pictures, opened.file_name)
+    head = HeadFigures(head_classes(opened, query, args.head_labels))
+    found = extraction.extract(network, query, reading, args.batch_size, head.add if head.classes is not None else None)
+    found_gallery = extraction.extract(network, gallery, reading, args.batch_size) if gallery else None
     if not parallel.is_first():
         return
-    labels = query.labels[index]
+    for samples, features in ((query, found), (gallery, found_gallery)):
+        reader.report_bad_images(samples, features.bad if features else [])
+    result = head.result()
     if gallery:
-        own = own_pictures(query, index, gallery, gallery_index)
-        count = sum(len(found) > 0 for found in own)
-        if count:
-            what = "left out of what it can find" if args.exclude_self else "found, too (--exclude_self=False)"
-            print(f"note: {count} of {len(own)} queries are in the gallery themselves: a query's own picture is {what}")
-        result.update(
-            metrics.retrieval_metrics(
-                features, labels, args.recall_at, gallery_features, gallery.labels[gallery_index],
-                own=own if args.exclude_self else None,
-            )
-        )  # fmt: skip
+        result.update(gallery_metrics(query, found, gallery, found_gallery, args.recall_at, args.exclude_self))
     else:
-        result.update(metrics.retrieval_metrics(features, labels, args.recall_at))
+        result.update(metrics.retrieval_metrics(found.features, query.labels[found.index], args.recall_at))
     result["seconds"] = round(time.time() - start, 2)
     for name, value in result.items():
         print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
     if args.output_json:
         with files.atomic_write(args.output_json) as file:
             json.dump({**result, "args": vars(args)}, file, indent=1)
+
+
+def check_lists(query, gallery, on_bad_image):
+    """Raises a UserError where there is nothing to find, or where pictures are missing."""
+    if gallery and not np.isin(query.labels, gallery.labels).any():
+        raise UserError(f"{gallery.source}: has no image of any class of {query.source}: nothing to find")
+    for samples in [query, gallery] if gallery else [query]:
+        if on_bad_image == "fail":
+            reader.check_files(samples)
+        if parallel.is_first():
+            reader.report_repeated(samples)
 
 
 def is_figures(path):
@@ -115,67 +117,86 @@ def own_pictures(query, query_index, gallery, gallery_index):
     return [np.array(rows.get(os.path.realpath(query.paths[index]), []), np.int64) for index in query_index]
 
 
-def head_classes(args, samples, head_labels, trained):
+def gallery_metrics(query, found, gallery, found_gallery, recall_at, exclude_self):
+    """metrics.retrieval_metrics of the queries in a gallery, whose Features are `found_gallery`.
+
+    Args:
+        exclude_self: whether a query's own picture is left out of the gallery.
+    """
+    own = own_pictures(query, found.index, gallery, found_gallery.index)
+    count = sum(len(rows) > 0 for rows in own)
+    if count:
+        what = "left out of what it can find" if exclude_self else "found, too (--exclude_self=False)"
+        print(f"note: {count} of {len(own)} queries are in the gallery themselves: a query's own picture is {what}")
+    return metrics.retrieval_metrics(
+        found.features, query.labels[found.index], recall_at,
+        found_gallery.features, gallery.labels[found_gallery.index], own=own if exclude_self else None,
+    )  # fmt: skip
+
+
+def head_classes(opened, samples, by_number):
     """Class index of each image, int64 [N], or None with a line why where the head does not know the list's classes.
 
     Args:
-        head_labels, trained: what models.load_network returned. A head may have classes that no image trained.
+        opened: extraction.Opened. Its head may have classes that no image trained.
+        by_number: --head_labels, whether the list's labels are the head's class numbers.
     """
-    if not args.class_dim:
+    class_dim, known = opened.settings.class_dim, opened.labels
+    if not class_dim:
         print("top-1/top-5: not applicable: this network has no softmax head")
-    elif head_labels is None and not args.head_labels:
+    elif known is None and not by_number:
         print(
             "top-1/top-5: not applicable: which labels the head's classes stand for is not known; --head_labels=True "
             "says that the labels of the list are its class numbers"
         )
     else:
-        order = np.arange(args.class_dim) if head_labels is None else head_labels
-        unknown = np.setdiff1d(samples.labels, order if args.head_labels else trained)
+        order = np.arange(class_dim) if known is None else known
+        unknown = np.setdiff1d(samples.labels, order if by_number else opened.trained_labels)
         if not len(unknown):
             return np.searchsorted(order, samples.labels)
-        if args.head_labels:
+        if by_number:
             raise UserError(f"{samples.source}: --head_labels=True, but the head has no class {unknown[0]}")
         count = len(np.unique(samples.labels))
         print(f"top-1/top-5: not applicable: {len(unknown)} of the list's {count} classes are not among the head's")
     return None
 
 
-def run_list(network, samples, args, classes):
-    """Runs the network over a list; prints the head's loss and accuracy every ten batches where `classes` are given.
+class HeadFigures:
+    """Loss and accuracy of the softmax head, batch by batch; prints those of every tenth.
 
-    Returns: features float32 [N, D], indices into the list int64 [N], {"loss", "acc1", "acc5"} or {}; (None, None, {})
-        in all but the first of several processes
+    Args:
+        classes: class index of each image of the list, int64 [N], or None: no figures.
     """
-    losses, ranks = [], []
-    start = time.time()
 
-    def measure_head(index, logits):
-        nonlocal start
-        wanted = classes[index]
+    def __init__(self, classes):
+        self.classes = classes
+        self.losses, self.ranks = [], []
+        self.start = time.time()
+
+    def add(self, index, logits):
+        """Takes in the logits float32 [B, C] of the list's images `index`."""
+        wanted = self.classes[index]
         own = logits[np.arange(len(wanted)), wanted]
         top = logits.max(axis=1)
-        losses.append(top - own + np.log(np.exp(logits - top[:, None]).sum(axis=1)))
-        ranks.append((logits >= own[:, None]).sum(axis=1))  # 1 is best; ties count against the head
-        if len(ranks) % 10 == 1:
+        loss = top - own + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+        rank = (logits >= own[:, None]).sum(axis=1)  # 1 is best; ties count against the head
+        self.losses.append(loss)
+        self.ranks.append(rank)
+        if len(self.ranks) % 10 == 1:
             print(
-                f"Testbatch {len(ranks) - 1},loss {losses[-1].mean():.6f}, acc1 {(ranks[-1] <= 1).mean():.4f},"
-                f"acc5 {(ranks[-1] <= 5).mean():.4f},time {time.time() - start:.2f} sec",
+                f"Testbatch {len(self.ranks) - 1},loss {loss.mean():.6f}, acc1 {(rank <= 1).mean():.4f},"
+                f"acc5 {(rank <= 5).mean():.4f},time {time.time() - self.start:.2f} sec",
                 flush=True,
             )
-        start = time.time()
+        self.start = time.time()
 
-    bad = []
-    batches = reader.read_in_order(samples, args, args.batch_size, bad)
-    features, index = utility.extract(network, samples, batches, bad, None if classes is None else measure_head)
-    if not parallel.is_first():
-        return None, None, {}
-    reader.report_bad_images(samples, bad)
-    if classes is None:
-        return features, index, {}
-    rank = np.concatenate(ranks)
-    head = {"loss": np.concatenate(losses).mean(), "acc1": (rank <= 1).mean(), "acc5": (rank <= 5).mean()}
-    return features, index, {name: float(value) for name, value in head.items()}
+    def result(self):
+        """{"loss", "acc1", "acc5"} of all, or {}."""
+        if not self.ranks:
+            return {}
+        loss, rank = np.concatenate(self.losses), np.concatenate(self.ranks)
+        return {"loss": float(loss.mean()), "acc1": float((rank <= 1).mean()), "acc5": float((rank <= 5).mean())}
 
 
 if __name__ == "__main__":
-    utility.run_script(main)
+    process.run_script(main)

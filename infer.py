@@ -10,17 +10,19 @@ with labels, `labels` int64 [N], all in the order of the input.
 writes a model for Paddle Inference that takes pictures and returns embeddings, without any of these scripts.
 """
 
+import dataclasses
 import os
 import zipfile
 
 import numpy as np
 
-import engine
 import files
 import models
-import parallel
 import reader
 import utility
+import weights
+from retrieval import engine, export, extraction
+from runtime import parallel, process
 from utility import UserError, boolean, number
 
 
@@ -28,6 +30,7 @@ def parse_args():
     parser = utility.make_parser(__doc__)
     reader.add_data_arguments(parser)
     models.add_model_arguments(parser)
+    weights.add_weight_arguments(parser)
     engine.add_engine_arguments(parser)
     # fmt: off
     add = parser.add_argument_group("inference").add_argument
@@ -44,9 +47,9 @@ def parse_args():
 
 def main():
     args, typed = parse_args()
-    utility.join_early(args)
+    process.join_early(args.use_gpu, args.seed)
     if args.export_dir:
-        engine.check_export_folder(args.export_dir)
+        export.check_export_folder(args.export_dir)
     if args.export_dir and not typed & {"input", "val_list", "feature_file"}:
         samples = None
     elif args.input:
@@ -59,26 +62,33 @@ def main():
         files.check_output(args.feature_file, is_feature_file, "a feature file of infer.py")
     if samples and args.on_bad_image == "fail":
         reader.check_files(samples)
-    utility.start_paddle(args.use_gpu, args.seed)
-    network, head_labels, trained = models.load_network(args)
-    utility.print_arguments(args)
+    process.start_paddle(args.use_gpu, args.seed)
+    opened = extraction.open_network(vars(args), args.pretrained_model, args.allow_partial)
+    vars(args).update(dataclasses.asdict(opened.settings))
+    utility.print_arguments(vars(args))
     if args.export_dir and parallel.is_first():
-        engine.export(network, args.export_dir, args, trained)
+        export.export(opened.network, opened.settings, args.export_dir, opened.trained_labels)
         print(f"wrote the model to {args.export_dir}: README.md there says how to run it")
     if not samples:
         return
     if not args.class_dim:
         print("note: this network has no softmax head, so there are no scores; --feature_file writes the features")
 
-    network = engine.prepare(network, args, len(samples.paths))
-    features, index = run(network, samples, args, head_labels)
-    if args.feature_file and parallel.is_first():
-        arrays = {"features": features, "paths": np.array([samples.paths[i] for i in index])}
+    options = utility.fill(engine.EngineOptions, args)
+    network = engine.prepare(opened.network, options, args.image_shape, len(samples.paths), opened.file_name)
+    reading = utility.fill(reader.Reading, args)
+    found = extraction.extract(network, samples, reading, args.batch_size, Scores(samples, opened.labels).show)
+    if not parallel.is_first():
+        return
+    reader.report_bad_images(samples, found.bad)
+    if args.feature_file:
+        arrays = {"features": found.features, "paths": np.array([samples.paths[i] for i in found.index])}
         if samples.labels is not None:
-            arrays["labels"] = samples.labels[index]
+            arrays["labels"] = samples.labels[found.index]
         with files.atomic_write(args.feature_file, "wb") as file:
             np.savez(file, **arrays)
-        print(f"wrote {len(index)} features of size {features.shape[1]} to {args.feature_file}")
+        count, size = found.features.shape
+        print(f"wrote {count} features of size {size} to {args.feature_file}")
 
 
 def is_feature_file(path):
@@ -111,27 +121,27 @@ def find_samples(inputs, data_dir):
     )
 
 
-def run(network, samples, args, head_labels):
-    """Prints the best class of every image; -> features float32 [N, D], list indices int64 [N]."""
-    done = 0
+class Scores:
+    """Prints the best class of every image of `samples`.
 
-    def print_scores(picture_index, logits):
-        nonlocal done
-        if logits is not None:
-            if head_labels is not None:
-                logits = logits[:, : len(head_labels)]  # a wider head has outputs that stand for no label
-            for index, score, best in zip(picture_index, logits.max(axis=1), logits.argmax(axis=1)):
-                label = best if head_labels is None else head_labels[best]
-                print(f"Test-{done}-score: [{score:.6f}], class [{label}], {samples.paths[index]}")
-                done += 1
+    Args:
+        labels: int64, those of the head's classes; None: their numbers are printed.
+    """
 
-    bad = []
-    batches = reader.read_in_order(samples, args, args.batch_size, bad)
-    features, index = utility.extract(network, samples, batches, bad, print_scores)
-    if parallel.is_first():
-        reader.report_bad_images(samples, bad)
-    return features, index
+    def __init__(self, samples, labels):
+        self.samples, self.labels, self.done = samples, labels, 0
+
+    def show(self, picture_index, logits):
+        """Takes logits float32 [B, C] of the images `picture_index`, or None."""
+        if logits is None:
+            return
+        if self.labels is not None:
+            logits = logits[:, : len(self.labels)]  # a wider head has outputs that stand for no label
+        for index, score, best in zip(picture_index, logits.max(axis=1), logits.argmax(axis=1)):
+            label = best if self.labels is None else self.labels[best]
+            print(f"Test-{self.done}-score: [{score:.6f}], class [{label}], {self.samples.paths[index]}")
+            self.done += 1
 
 
 if __name__ == "__main__":
-    utility.run_script(main)
+    process.run_script(main)

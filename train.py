@@ -11,22 +11,27 @@ object a line, to train_log.jsonl in the same folder.
 """
 
 import argparse
-import itertools
-import math
+import collections
+import dataclasses
 import os
 import time
 
 import numpy as np
 
-import checkpoints
 import losses
-import metrics
 import models
-import parallel
 import reader
-import resume
 import utility
-from utility import UserError, boolean, number
+import weights
+from retrieval import extraction, metrics
+from runtime import parallel, process
+from training import data, optimizers, start
+from training.log import StepLog
+from training.optimizers import trained_parameters
+from training.parts import Parts, arrays, scaler_state
+from training.run import Progress, Run
+from utility import UserError, fill
+from weights.checkpoint import checkpoint_name, write_description
 
 
 def parse_args():
@@ -34,452 +39,299 @@ def parse_args():
     parser = utility.make_parser(__doc__)
     reader.add_data_arguments(parser)
     models.add_model_arguments(parser)
+    weights.add_weight_arguments(parser)
     losses.add_loss_arguments(parser)
-
-    # fmt: off
-    add = parser.add_argument_group("batches").add_argument
-    add("--batch_size", type=number(int, low=1), default=256, help="images a step, for training")
-    add("--train_batch_size", type=number(int, low=1), help="the same, and goes before --batch_size")
-    add("--test_batch_size", type=number(int, low=1), default=32, help="images at once in evaluation")
-    add("--total_images", type=number(int, low=1), help="images an epoch (default: the length of --train_list)")
-    add("--min_area", type=number(float, above=0, high=1), default=0.08,
-        help="smallest share of a picture that a random crop may keep; 0.08 is the original, 0.16 to 0.5 suits "
-        "pictures that are cut to the object already")
-
-    add = parser.add_argument_group("optimizer").add_argument
-    add("--num_epochs", type=number(int, low=1), default=120, help="epochs to train")
-    add("--optimizer", choices=("momentum", "sgd", "adam", "adamw"), default="momentum", help="momentum: the original")
-    add("--lr", type=number(float, low=0), default=0.1,
-        help="learning rate; 0.1 is for momentum and a batch of 256 from scratch, 0.001 for fine-tuning; for adam and "
-        "adamw 0.001 from scratch, 1e-5 to 1e-4 for fine-tuning")
-    add("--head_lr_scale", type=number(float, low=0), default=1.0,
-        help="learning rate of the head and the embedding layer, as a multiple of --lr; 10 suits fine-tuning, where "
-        "they are the only parts that start from nothing")
-    add("--lr_strategy", choices=("piecewise_decay", "cosine_decay", "constant"), default="piecewise_decay",
-        help="piecewise_decay: a tenth after each of --lr_epochs; cosine_decay: to 0 at the last step")
-    add("--lr_epochs", type=utility.comma_separated(number(float, above=0)),
-        help="epochs at which piecewise_decay steps down, such as 30,60,90 (default: a quarter, a half and three "
-        "quarters of --num_epochs)")
-    add("--warmup_epochs", type=number(float, low=0), default=0.0, help="epochs in which the rate rises to --lr")
-    add("--weight_decay", type=number(float, low=0), default=1e-4, help="L2 penalty; for adamw the decoupled decay")
-    add("--freeze_bn", type=boolean, default=False, help="keep batch-norm statistics and scales: pays in fine-tuning")
-    add("--zero_init_residual", type=boolean, default=False, help="start blocks as identity: pays from scratch")
-    add("--with_mem_opt", type=boolean, default=False,
-        help="compute activations again in the backward pass: about half the memory, a third more time")
-    add("--deterministic", type=boolean, default=False,
-        help="on a GPU, take algorithms that give the same bits in each run rather than the fastest")
-    add("--amp", choices=("off", "float16", "bfloat16"), default="off", help="mixed precision on a GPU")
-
-    add = parser.add_argument_group("run").add_argument
-    add("--model_save_dir", default="output", help="checkpoints and log go to <model_save_dir>/<model>/")
-    add("--checkpoint", default="", help="continue a run: a checkpoint directory, or latest; auto: latest where "
-        "there is one, else a new run, for jobs that are started again by a scheduler")
-    add("--overwrite", type=boolean, default=False, help="delete an earlier run's checkpoints and log")
-    add("--force", type=boolean, default=False, help="continue with --checkpoint although flags differ from that run's")
-    add("--eval_every", type=number(int, low=0), default=1, help="epochs between evaluations; 0: none, and no best")
-    add("--eval_at_start", type=boolean, default=False, help="evaluate before the first step, too")
-    add("--keep", type=number(int, low=1), default=1, help="newest epochs that stay on disk, beside the best one")
-    add("--save_every", type=number(int, low=0), default=0,
-        help="steps between checkpoints inside an epoch; 0: only at its end. The newest one is kept")
-    add("--log_every", type=number(int, low=1), default=10, help="steps between log lines")
-    # fmt: on
+    data.add_batch_arguments(parser)
+    optimizers.add_optimizer_arguments(parser)
+    start.add_run_arguments(parser)
     args, typed = utility.parse_typed(parser)
     args.train_batch_size = args.train_batch_size or args.batch_size
     return args, typed | ({"train_batch_size"} if "batch_size" in typed else set())
 
 
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run of training: what stays the same from its first step to its last."""
+
+    run: Run
+    data: data.Data
+    parts: Parts
+    settings: start.RunSettings
+    reading: reader.Reading
+    batching: data.Batching
+    schedule: optimizers.Schedule
+    freeze_bn: bool
+    amp: str  # float16, bfloat16 or None
+    signals: process.Signals
+    description: dict  # what checkpoints say beside how far the run is
+
+
 def main():
+    # What to do: the flags, and what a checkpoint says where they leave it open.
     args, typed = parse_args()
-    utility.join_early(args)
-    weights = resume.find_start(args, typed)
-    continued = weights.state if args.checkpoint else None
-    train, val, classes = load_lists(args, continued)
-    steps = max(1, (args.total_images or len(train.paths)) // args.train_batch_size)
-    lists = {"train_list": reader.fingerprint(train), "val_list": reader.fingerprint(val) if val else None}
-    for name, samples in (("train_list", train), ("val_list", val)):
-        if continued and samples and continued.get(name) == reader.fingerprint(samples, components=1):
-            continued[name] = lists[name]  # the same list, in a checkpoint with the digests of before
-    if continued and lists["train_list"] != continued.get("train_list", lists["train_list"]) and not args.force:
-        raise UserError(
-            f"{args.train_list}: not the pictures and labels that the run of {args.checkpoint} had; --force=True "
-            "continues all the same"
-        )
+    process.join_early(args.use_gpu, args.seed)
+    begin = start.find_start(vars(args), typed)
+    args = argparse.Namespace(**begin.flags)
     args.seed = parallel.from_first(args.seed)
-    resume.check_alike(args, weights, lists)
+    settings, reading = fill(start.RunSettings, args), fill(reader.Reading, args)
+    batching, schedule = fill(data.Batching, args), fill(optimizers.Schedule, args)
+    lists = data.load_data(
+        fill(data.Lists, args), batching, reading, args.class_dim, begin.labels, begin.checkpoint, settings.evaluates
+    )
+    digests = start.list_digests(lists, begin)
+    args.class_dim = args.class_dim or len(lists.classes)
+    start.check_alike(vars(args), begin, digests)
 
-    paddle = utility.start_paddle(args.use_gpu, args.seed, args.deterministic)
-    check_amp(paddle, args)
-    noted = utility.note_signals()
-    network = build_network(args, weights)
-    optimizer = build_optimizer(paddle, args, network)
-    scaler = paddle.amp.GradScaler(enable=amp_type(args) == "float16", init_loss_scaling=2.0**14)
-    # What belongs to the run beside weights and optimizer; `step` counts those that are done in `epoch`.
-    state = {
-        "settings": {name: getattr(args, name) for name in (*models.SETTINGS, "class_dim")},
-        **lists,
-        "labels": classes.tolist(),
-        "trained_labels": np.unique(classes[train.labels]).tolist(),
-        **{"epoch": 0, "step": 0, "steps": steps, "evaluated": False, "best": None},
-        "args": vars(args),
-        "process": utility.describe_process(),
-    }
-    run_dir = os.path.join(args.model_save_dir, args.model)
-    if parallel.is_first():
-        resume.prepare_run_dir(args, run_dir, continued)
-    parallel.meet("the run's folder")  # in which a checkpoint may have got another name
-    if continued:
-        resume.load_progress(args, run_dir, continued, network, optimizer, scaler, state)
-        report_rate(args, continued, state)
-    utility.print_arguments(args)
-    if args.amp != "off" and not utility.on_gpu():
-        print("note: --amp works on a GPU only: training in float32")
-    parallel.meet("the start")
-    checkpoints.log_json(run_dir, {"args": vars(args), "process": utility.describe_process()})
+    # What is trained.
+    paddle = process.start_paddle(args.use_gpu, args.seed, args.deterministic)
+    from losses.objective import Objective
 
-    def save():
-        """Writes the checkpoint of `state`; -> its path. Of several processes the first does so, and all wait."""
-        state["scaler"] = {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()}
-        if parallel.is_first():
-            state["log_bytes"] = checkpoints.log_size(run_dir)
-            checkpoints.save_checkpoint(run_dir, network, optimizer, state)
-            checkpoints.remove_old_checkpoints(run_dir, args.keep)
-        parallel.meet("a checkpoint")
-        return os.path.join(run_dir, checkpoints.checkpoint_name(state))
-
-    if continued and parallel.from_first(not checkpoints.is_there(run_dir, state)):
-        save()  # the run goes on in another folder, or with other steps
-    if args.eval_at_start and not continued:
-        evaluate(network, val, args, run_dir, -1, noted)
-    for epoch in range(state["epoch"], args.num_epochs):
-        if epoch > state["epoch"]:
-            state.update(epoch=epoch, step=0, evaluated=False)
-        elif resume.is_done(args, state):
-            continue  # with the checkpoint that this run goes on from
-        if state["step"] < steps:
-            train_epoch(paddle, args, network, optimizer, scaler, train, state, run_dir, save, noted)
-            save()  # before the evaluation, so that nothing that happens there can cost the epoch
-        if not state["evaluated"] and resume.is_due(args, epoch):
-            recall = evaluate(network, val, args, run_dir, epoch, noted)
-            if parallel.is_first():
-                resume.record_recall(args, run_dir, state, recall)
-        best = state["best"]
-        print(
-            f"saved {os.path.join(run_dir, str(epoch))}"
-            + (f", best recall@1 {best['recall@1']:.4f} in pass {best['epoch']}" if best else "")
-        )
-    print(f"done: {os.path.join(run_dir, 'best' if state['best'] else 'latest')}")
-
-
-# ---------------------------------------------------------------- before the first step
-
-
-def load_lists(args, state):
-    """Reads and checks both lists; -> (training Samples, validation Samples or None, the classes' labels in order).
-
-    The training labels become class indices: themselves where all fit below a given --class_dim (so that a head of
-    ImageNet keeps its meaning), else their rank.
-    """
-    train = reader.read_list(args.train_list, args.data_dir)
-    found = np.unique(train.labels)
-    if state:
-        classes = np.array(state["labels"], np.int64)
-        if not np.isin(found, classes).all():
-            raise UserError(f"{args.train_list}: has classes that the run of {args.checkpoint} did not have")
-    elif args.class_dim and found[0] >= 0 and found[-1] < args.class_dim:
-        classes = np.arange(args.class_dim)
-    else:
-        classes = found
-    args.class_dim = args.class_dim or len(classes)
-    if args.class_dim < len(found):
-        raise UserError(f"--class_dim={args.class_dim} is less than the {len(found)} classes of {args.train_list}")
-    batch = args.train_batch_size if args.loss_name != "softmax" else min(args.train_batch_size, len(train.paths))
-    if batch % parallel.world_size():
-        raise UserError(
-            f"a batch of {batch} can't be shared evenly by {parallel.world_size()} processes: take a multiple of "
-            "that as --train_batch_size, which counts the images of all"
-        )
-    if args.loss_name != "softmax":
-        reader.check_balance(len(found), args.train_batch_size, args.samples_each_class)
-        small = int((np.unique(train.labels, return_counts=True)[1] < args.samples_each_class).sum())
-        if small:
-            print(f"note: {small} classes have fewer than {args.samples_each_class} images: drawn with replacement")
-    elif args.train_batch_size > len(train.paths):
-        print(f"note: batches of {len(train.paths)}: the list has no more images")
-    val = reader.read_list(args.val_list, args.data_dir) if args.eval_every or args.eval_at_start else None
-    for samples in [train, val] if val else [train]:
-        if args.on_bad_image == "fail":
-            reader.check_files(samples)
-        if parallel.is_first():
-            reader.report_repeated(samples)
-    return train._replace(labels=np.searchsorted(classes, train.labels)), val, classes
-
-
-def build_network(args, weights):
-    network = models.build_model(args.model, args.class_dim, args.pooling, args.embedding_size)
-    if args.zero_init_residual:
-        network.backbone.zero_init_residual()
-    if args.with_mem_opt:
-        network.backbone.use_recompute()
-    if weights:
-        head = "must" if args.checkpoint else "fit"
-        print(models.load_weights(network, weights, args.model, head, args.allow_partial))
+    amp = amp_type(args.amp)
+    network_settings = begin.settings.with_classes(args.class_dim)
+    network = build_network(network_settings, begin, args.zero_init_residual, args.with_mem_opt, args.allow_partial)
     if args.freeze_bn:
         network.freeze_batch_norm()
+    options = {name: getattr(args, name) for name in losses.FLAGS}
+    objective = Objective(fill(losses.LossSettings, args, options=options), args.class_dim, network.dimension)
+    optimizer = optimizers.build_optimizer(fill(optimizers.OptimizerSettings, args), network, objective)
+    scaler = paddle.amp.GradScaler(enable=amp == "float16", init_loss_scaling=2.0**14)
+    parts = Parts(network, objective, optimizer, scaler)
+    signals = process.note_signals()
+
+    # Where it is kept, and how far it is.
+    run = Run(os.path.join(args.model_save_dir, args.model))
+    if parallel.is_first():
+        start.prepare_run(run, begin, settings)
+    parallel.meet("the run's folder")  # in which a checkpoint may have got another name
+    progress = Progress(lists.steps)
+    if begin.before:
+        progress = start.restore(run, begin, lists, parts)
+        optimizers.report_rate(schedule, progress, begin.before)
+    utility.print_arguments(vars(args))
+    parallel.meet("the start")
+    run.log({"args": vars(args), "process": process.describe_process()})
+    description = {
+        "settings": dataclasses.asdict(network_settings),
+        **digests,
+        "labels": lists.classes.tolist(),
+        "trained_labels": np.unique(lists.classes[lists.train.labels]).tolist(),
+        "args": vars(args),
+        "process": process.describe_process(),
+    }
+    job = Job(run, lists, parts, settings, reading, batching, schedule, args.freeze_bn, amp, signals, description)
+    train(job, progress, bool(begin.before))
+
+
+# ---------------------------------------------------------------- what is trained
+
+
+def build_network(settings, begin, zero_init_residual, with_mem_opt, allow_partial):
+    """The EmbeddingNet of models.Settings with the weights that start.Start has."""
+    network = models.build_model(settings.model, settings.class_dim, settings.pooling, settings.embedding_size)
+    if zero_init_residual:
+        network.backbone.zero_init_residual()
+    if with_mem_opt:
+        network.backbone.use_recompute()
+    if begin.weights:
+        head = "must" if begin.before else "fit"
+        print(weights.load_weights(network, begin.weights, settings.model, head, allow_partial))
     return network
 
 
-def build_optimizer(paddle, args, network):
-    for layer in (network.head, network.embedding):
-        for parameter in layer.parameters():
-            parameter.optimize_attr["learning_rate"] = args.head_lr_scale
-    parameters = [p for p in network.parameters() if not p.stop_gradient]
-    common = {"learning_rate": args.lr, "parameters": parameters, "weight_decay": args.weight_decay}
-    # One kernel for all parameters, where Paddle has it: a GPU would wait for the launches.
-    fused = {"use_multi_tensor": utility.on_gpu()}
-    if args.optimizer == "momentum":
-        optimizer = paddle.optimizer.Momentum(momentum=0.9, **common, **fused)
-    elif args.optimizer == "adam":
-        optimizer = paddle.optimizer.Adam(**common, **fused)
-    else:
-        optimizer = {"sgd": paddle.optimizer.SGD, "adamw": paddle.optimizer.AdamW}[args.optimizer](**common)
-    checkpoints.make_optimizer_state(optimizer, parameters)
-    return optimizer
+def amp_type(asked):
+    """float16 or bfloat16 where there is mixed precision, else None.
+
+    Raises: UserError where the GPU lacks the type: Paddle would train in float32 after one warning.
+    """
+    import paddle
+
+    if asked == "off":
+        return None
+    if not process.on_gpu():
+        print("note: --amp works on a GPU only: training in float32")
+        return None
+    if not getattr(paddle.amp, f"is_{asked}_supported")():
+        other = "float16" if asked == "bfloat16" else "off"
+        raise UserError(f"--amp={asked}: this GPU can't compute in {asked}: take --amp={other}")
+    return asked
 
 
 # ---------------------------------------------------------------- training
 
 
-def learning_rate(args, epoch):
-    """The rate at `epoch`, a float: 1.5 is in the middle of the second epoch."""
-    if epoch < args.warmup_epochs:
-        return args.lr * epoch / args.warmup_epochs
-    if args.lr_strategy == "cosine_decay":
-        share = (epoch - args.warmup_epochs) / max(args.num_epochs - args.warmup_epochs, 1e-9)
-        return args.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1)))
-    if args.lr_strategy == "piecewise_decay":
-        boundaries = args.lr_epochs or [args.num_epochs * share for share in (0.25, 0.5, 0.75)]
-        return args.lr * 0.1 ** sum(epoch >= boundary for boundary in boundaries)
-    return args.lr
+def train(job, progress, continued):
+    """What is left to do of the run."""
+    if continued and parallel.from_first(not job.run.has(dataclasses.asdict(progress))):
+        save(job, progress)  # the run goes on in another folder, or with other steps
+    if job.settings.eval_at_start and not continued:
+        evaluate(job, -1)
+    for epoch in range(progress.epoch, job.settings.num_epochs):
+        progress = progress.at_epoch(epoch)
+        if job.settings.is_done(progress):
+            continue  # with the checkpoint that this run goes on from
+        if progress.step < progress.steps:
+            progress = train_epoch(job, progress)
+            save(job, progress)  # before the evaluation, so that nothing that happens there can cost the epoch
+        if not progress.evaluated and job.settings.is_due(epoch):
+            progress = progress.with_recall(parallel.from_first(evaluate(job, epoch)))
+            if parallel.is_first():
+                record_recall(job, progress)
+        best = progress.best
+        found = f", best recall@1 {best['recall@1']:.4f} in pass {best['epoch']}" if best else ""
+        print(f"saved {os.path.join(job.run.path, str(epoch))}{found}")
+    print(f"done: {os.path.join(job.run.path, 'best' if progress.best else 'latest')}")
 
 
-def rate_of_step(args, epoch, step, steps):
-    """The rate of a step of an epoch with `steps`: that of its start, in the warmup of its end, for the first is 0."""
-    return learning_rate(args, epoch + (step + (epoch < args.warmup_epochs)) / steps)
+def train_epoch(job, progress):
+    """The rest of an epoch; -> Progress at its end. Raises: Stopped after a signal, when the step is done and saved."""
+    import paddle
 
-
-def report_rate(args, continued, state):
-    """Says what other flags than those of the run before make of the learning rate where it goes on."""
-    before = argparse.Namespace(**{**vars(args), **continued["args"]})
-    epoch, step = divmod(state["epoch"] * state["steps"] + state["step"], state["steps"])
-    now = rate_of_step(args, epoch, step, state["steps"])
-    if epoch < args.num_epochs and not math.isclose(rate_of_step(before, epoch, step, state["steps"]), now):
-        last = rate_of_step(before, continued["epoch"], continued["step"] - 1, continued["steps"])
-        print(
-            f"note: the learning rate was {last:.6g} at the last step and is {now:.6g} at the next: the schedule is "
-            f"computed anew from --lr, --lr_strategy, --warmup_epochs and --num_epochs={args.num_epochs}"
-        )
-
-
-def amp_type(args):
-    """float16 or bfloat16 where there is mixed precision, else None."""
-    return args.amp if args.amp != "off" and utility.on_gpu() else None
-
-
-def check_amp(paddle, args):
-    """Raises a UserError where the GPU lacks --amp's type: Paddle would train in float32 after one warning."""
-    kind = amp_type(args)
-    if kind and not getattr(paddle.amp, f"is_{kind}_supported")():
-        other = "float16" if kind == "bfloat16" else "off"
-        raise UserError(f"--amp={kind}: this GPU can't compute in {kind}: take --amp={other}")
-
-
-def training_batches(args, train, state, bad_images):
-    """The rest of the epoch's batches of augmented pictures, of each this process's share, read ahead in threads."""
-    epoch, shape = state["epoch"], args.image_shape[1:]
-    batch = args.train_batch_size
-    if args.loss_name == "softmax":
-        batch = min(batch, len(train.paths))
-        order = reader.shuffled_batches(len(train.paths), batch, args.seed, epoch, state["steps"])
-    else:
-        order = reader.class_balanced_batches(
-            train.labels, batch, args.samples_each_class, args.seed, epoch, state["steps"]
-        )
-    return reader.read_batches(
-        train,
-        itertools.islice(order, state["step"], None),
-        reader.training_transform(shape, args.seed, epoch, args.min_area),
-        shape,
-        num_workers=args.num_workers,
-        bad_images=None if args.on_bad_image == "fail" else bad_images,
-        replace=True,
-        position=state["step"] * batch,
-        share=parallel.share,
-        max_pixels=args.max_pixels,
-    )
-
-
-def train_epoch(paddle, args, network, optimizer, scaler, train, state, run_dir, save, noted):
-    """The rest of an epoch; prints and logs every --log_every steps, saves every --save_every.
-
-    Args:
-        state: says where the epoch is, and is kept up to date.
-        save: function that writes the checkpoint of `state` and returns its path.
-        noted: from utility.note_signals.
-
-    Raises: Stopped after a signal, when the step is done and saved.
-    """
-    from losses.softmax import SoftmaxLoss
-
-    metric_loss = losses.build_loss(args.loss_name, args.margin, args.triplet_mining)
-    classification_loss = SoftmaxLoss(args.label_smoothing)
-    amp = amp_type(args)
-    parameters = [p for p in network.parameters() if not p.stop_gradient]
+    network, objective, optimizer, scaler = job.parts
+    parameters = trained_parameters(network, objective)
     network.train()
-    if args.freeze_bn:
+    if job.freeze_bn:
         network.freeze_batch_norm()
-    # Each process normalises by its own pictures; their running statistics are kept alike.
-    statistics = [] if args.freeze_bn else network.batch_norm_statistics()
+    epoch, steps, bad = progress.epoch, progress.steps, []
+    finite, steplog = optimizers.FiniteCheck(), StepLog(job.run)
+    batches = data.training_batches(job.data, job.batching, job.reading, progress)
+    for step in range(progress.step, steps):
+        batch = steplog.next_batch(batches)
+        bad += batch.bad
 
-    epoch, steps = state["epoch"], state["steps"]
-    bad_images = []
-    finite = paddle.to_tensor(True)
-    window = {"start": time.time(), "steps": 0, "images": 0, "waited": 0.0}  # since the last log line
-    batches = training_batches(args, train, state, bad_images)
-    for step in range(state["step"], steps):
-        start = time.time()
-        batch = next(batches, None)
-        if batch is None:
-            raise UserError(f"not one image of a whole batch could be read: {bad_images[-1][1]}")
-        window["waited"] += time.time() - start
-        lr = rate_of_step(args, epoch, step, steps)
+        # Rate and seeds. All draws depend on the step alone, so that a continued run repeats them: those of dropout in
+        # each process, and those of mining in all alike.
+        lr = optimizers.rate_of_step(job.schedule, epoch, step, steps)
         optimizer.set_lr(lr)
+        seed = job.batching.seed + epoch * steps + step
 
-        image = utility.to_device(batch.image)
-        label = parallel.gather(utility.to_device(batch.label))
-        # All draws depend on the step alone, so that a continued run repeats them: those of dropout in each process ...
-        seed = args.seed + epoch * steps + step
+        # Forward: the network over this process's share of the batch.
         paddle.seed((seed + 1_000_003 * (1 + parallel.rank())) % 2**31)
-        with paddle.amp.auto_cast(enable=amp is not None, dtype=amp or "float16"):
-            embedding, logits = network(image)
-        # ... and those of mining in all alike, for from here on each has the whole batch.
+        with paddle.amp.auto_cast(enable=job.amp is not None, dtype=job.amp or "float16"):
+            embedding, logits = network(process.to_device(batch.image))
+
+        # Objective of the whole batch: from here on every process has all of it.
+        label = parallel.gather(process.to_device(batch.label))
         embedding, logits = parallel.gather(embedding), parallel.gather(logits)
         paddle.seed(seed % 2**31)
-        loss_cls = classification_loss(logits, label)
-        loss_metric = paddle.zeros([]) if metric_loss is None else metric_loss(embedding, label)
-        loss = loss_cls if metric_loss is None else loss_metric + args.alpha * loss_cls
-        scaler.scale(loss).backward()
-        parallel.sum_gradients(parameters)
-        parallel.average(statistics)
+        figures = objective(embedding, logits, label)
 
-        # On the CPU what is not finite is seen before it reaches the weights; on a GPU reading it would stall every
-        # step, so it is looked at with the log and before a checkpoint. Scaled gradients may overflow: the scaler sees.
-        finite = paddle.logical_and(finite, all_finite(loss, [] if scaler.is_enable() else parameters))
-        last = step + 1 == steps
-        log_now = last or step % args.log_every == 0
-        save_now = not last and args.save_every > 0 and (step + 1) % args.save_every == 0
-        look = log_now or save_now or not utility.on_gpu()
-        if look and not finite.numpy():  # unlike item(), numpy() lets other threads run while it waits for a GPU
-            raise_diverged(args, epoch, step)
+        # Gradients of all processes, and the running statistics, for each normalises by its own pictures.
+        scaler.scale(figures["loss"]).backward()
+        parallel.sum_gradients(trained_parameters(network))
+        parallel.average_gradients(trained_parameters(objective))
+        parallel.average([] if job.freeze_bn else network.batch_norm_statistics())
+
+        # Step. On the CPU what is not finite is seen before it reaches the weights; on a GPU reading it would stall
+        # every step: it is looked at with the log and before a checkpoint. The scaler sees an overflow of its own.
+        finite.add(figures["loss"], [] if scaler.is_enable() else parameters)
+        progress = progress.at_step(step + 1)
+        due = what_is_due(job, progress)
+        if due.look and not finite.is_finite():
+            raise diverged(job, progress)
         scaler.step(optimizer)
         scaler.update()
         optimizer.clear_grad()
-        state["step"] = step + 1
 
-        window["images"] += len(label)
-        window["steps"] += 1
-        if log_now:
-            log_step(paddle, args, state, run_dir, window, lr, loss_metric, loss_cls, logits, label)
-            window = {"start": time.time(), "steps": 0, "images": 0, "waited": 0.0}
-        # Several processes stop at the same step; on GPUs they ask each other at log lines only.
-        signal = parallel.largest(noted["signal"]) if look or parallel.world_size() == 1 else 0
-        if not last and (save_now or signal):
-            if not finite.numpy():
-                raise_diverged(args, epoch, step)
-            path = save()
-            if signal:
-                raise stopped(signal, path)
-    bad_images = sorted(picture for part in parallel.gather_objects(bad_images) for picture in part)
+        steplog.add(len(label))
+        if due.log:
+            steplog.write(progress, job.settings.num_epochs, lr, figures, logits, label)
+        save_or_stop(job, progress, due, finite)
+    bad = sorted(picture for part in parallel.gather_objects(bad) for picture in part)
     if parallel.is_first():
-        reader.report_bad_images(train, bad_images)
+        reader.report_bad_images(job.data.train, bad)
+    return progress
 
 
-def all_finite(loss, parameters):
-    """Whether the loss and the gradients of `parameters` are free of NaN and infinity: bool scalar, not read here."""
-    import paddle
-
-    # A sum is finite where all it adds up is, and costs one small number a tensor.
-    sums = [p.grad.sum() for p in parameters if p.grad is not None]
-    return paddle.isfinite(paddle.stack([loss, *sums])).all()
+# due: log: print a line; save: write a checkpoint inside the epoch; look: read what the device has computed.
+Due = collections.namedtuple("Due", "log save look")
 
 
-def log_step(paddle, args, state, run_dir, window, lr, loss_metric, loss_cls, logits, label):
-    """Prints and logs the step that is done, with the speed since the last such line (`window`)."""
-    acc1, acc5 = (
-        paddle.metric.accuracy(logits.astype("float32"), label.unsqueeze(1), k=min(k, args.class_dim)).item()
-        for k in (1, 5)
-    )
-    epoch, step, steps = state["epoch"], state["step"] - 1, state["steps"]
-    record = {
-        "epoch": epoch, "step": step, "lr": lr, "loss_metric": loss_metric.item(), "loss_cls": loss_cls.item(),
-        "acc1": acc1, "acc5": acc5,
-    }  # fmt: skip
-    seconds = time.time() - window["start"]
-    left = ((args.num_epochs - epoch) * steps - step - 1) * seconds / window["steps"]
-    record.update(
-        sec=seconds / window["steps"],
-        img_per_sec=window["images"] / seconds,
-        data_wait=window["waited"] / seconds,
-        peak_memory=utility.peak_memory(),
-    )
-    checkpoints.log_json(run_dir, record)
-    print(
-        f"Pass {epoch}, trainbatch {step}, lr {lr:.6g}, loss_metric {record['loss_metric']:.4f}, "
-        f"loss_cls {record['loss_cls']:.4f}, acc1 {acc1:.4f}, acc5 {acc5:.4f}, time {record['sec']:.2f} sec, "
-        f"{record['img_per_sec']:.1f} img/s, data wait {record['data_wait']:.1%}, "
-        f"memory {record['peak_memory'] / 2**30:.2f} GiB, left {utility.duration(left)}",
-        flush=True,
-    )
+def what_is_due(job, progress):
+    """What is to be done beside a step when it is the one before `progress`."""
+    settings, last = job.settings, progress.step == progress.steps
+    log = last or (progress.step - 1) % settings.log_every == 0
+    save = not last and settings.save_every > 0 and progress.step % settings.save_every == 0
+    return Due(log, save, log or save or not process.on_gpu())
 
 
-def raise_diverged(args, epoch, step):
-    raise UserError(
-        f"the loss or a gradient became NaN or infinite in pass {epoch}, trainbatch {step}; last good checkpoint: "
-        f"{resume.last_checkpoint(args) or 'none yet'}; try a smaller --lr than {args.lr:g}, --warmup_epochs=1"
-        + (", --amp=bfloat16" if args.amp == "float16" else "")
+def save_or_stop(job, progress, due, finite):
+    """Writes a checkpoint inside an epoch where one is due or a signal has come. Raises: Stopped after a signal."""
+    # Several processes stop at the same step; on GPUs they ask each other at log lines only.
+    signal = parallel.largest(job.signals.number) if due.look or parallel.world_size() == 1 else 0
+    if progress.step == progress.steps or not (due.save or signal):
+        return
+    if not finite.is_finite():
+        raise diverged(job, progress)
+    path = save(job, progress)
+    if signal:
+        raise stopped(signal, path)
+
+
+def save(job, progress):
+    """Writes the checkpoint of `progress`; -> its path. Of several processes the first does so, and all wait."""
+    described = describe(job, progress)
+    if parallel.is_first():
+        job.run.save(arrays(job.parts), described)
+        job.run.remove_old(job.settings.keep)
+    parallel.meet("a checkpoint")
+    return os.path.join(job.run.path, checkpoint_name(described))
+
+
+def describe(job, progress):
+    """What a checkpoint says of the run."""
+    changing = {"scaler": scaler_state(job.parts.scaler), "log_bytes": job.run.log_size()}
+    return {**job.description, **dataclasses.asdict(progress), **changing}
+
+
+def diverged(job, progress):
+    lr = optimizers.rate_of_step(job.schedule, progress.epoch, progress.step - 1, progress.steps)
+    return UserError(
+        f"the loss or a gradient became NaN or infinite in pass {progress.epoch}, trainbatch {progress.step - 1}; last "
+        f"good checkpoint: {job.run.newest() or 'none yet'}; try a smaller --lr than {lr:g}, --warmup_epochs=1"
+        + (", --amp=bfloat16" if job.amp == "float16" else "")
     )
 
 
 def stopped(signal, path):
     """What ends the run after a signal; `path`: the checkpoint to go on from, or None."""
     saved = f"saved {path}; --checkpoint=latest goes on from there" if path else "nothing to save yet"
-    return utility.Stopped(128 + signal, f"stopped: {saved}")
+    return process.Stopped(128 + signal, f"stopped: {saved}")
 
 
 # ---------------------------------------------------------------- evaluation
 
 
-def evaluate(network, val, args, run_dir, epoch, noted):
+def evaluate(job, epoch):
     """Prints and logs recall@1,2,4,8 on the validation list; -> recall@1, or None in all but the first process.
 
     Raises: Stopped after a signal.
     """
-    start, bad = time.time(), []
-    batches = reader.read_in_order(val, args, args.test_batch_size, bad)
-    features, index = utility.extract(network, val, batches, bad, noted=noted)
-    if noted["agreed"]:
-        raise stopped(noted["agreed"], resume.last_checkpoint(args))
-    if not parallel.is_first():
+    begun, val = time.time(), job.data.val
+    try:
+        found = extraction.extract(
+            job.parts.network, val, job.reading, job.settings.test_batch_size, signals=job.signals
+        )
+    except parallel.Signalled as error:
+        raise stopped(error.number, job.run.newest()) from None
+    if found is None:
         return None
-    reader.report_bad_images(val, bad)
-    result = metrics.retrieval_metrics(features, val.labels[index], recall_at=(1, 2, 4, 8), full=False)
-    seconds = time.time() - start
-    checkpoints.log_json(run_dir, {"epoch": epoch, "eval": result, "sec": seconds})
+    reader.report_bad_images(val, found.bad)
+    result = metrics.retrieval_metrics(found.features, val.labels[found.index], recall_at=(1, 2, 4, 8), full=False)
+    seconds = time.time() - begun
+    job.run.log({"epoch": epoch, "eval": result, "sec": seconds})
     recalls = ", ".join(f"recall@{k} {result[f'recall@{k}']:.4f}" for k in (1, 2, 4, 8))
-    print(
-        f"Pass {epoch}, {recalls}, {len(index)} images of {len(np.unique(val.labels))} classes, time {seconds:.2f} sec"
-    )
+    count, classes = len(found.index), len(np.unique(val.labels))
+    print(f"Pass {epoch}, {recalls}, {count} images of {classes} classes, time {seconds:.2f} sec")
     return result["recall@1"]
 
 
+def record_recall(job, progress):
+    """Adds the evaluation of an epoch to its checkpoint, and points `best` at the best."""
+    described = describe(job, progress)
+    write_description(os.path.join(job.run.path, checkpoint_name(described)), described)
+    job.run.point_at("best", str(progress.best["epoch"]))
+    job.run.remove_old(job.settings.keep)
+
+
 if __name__ == "__main__":
-    utility.run_script(main)
+    process.run_script(main)

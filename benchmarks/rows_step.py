@@ -61,9 +61,10 @@ def ours(model, side, batch):
     import utility
 
     paddle = utility.start_paddle(use_gpu=GPU, seed=0, deterministic=False)
+    import parallel
+
     import losses
     import models
-    import parallel
     from losses.softmax import SoftmaxLoss
 
     network = models.build_model(model, CLASSES, dropout=0.0)

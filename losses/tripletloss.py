@@ -16,9 +16,9 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from losses import MINING
 from losses.distances import distances, normalize, pair_masks
 
-MINING = ("random", "semihard", "hard", "distance")
 # Wu et al.: closer than the first, a negative's gradient is mostly noise; beyond the second, it gives no loss.
 SAMPLED_DISTANCES = (0.5, 1.4)
 
@@ -28,15 +28,15 @@ class TripletLoss(nn.Layer):
 
     Args:
         margin: in the unit of the distance, 0..2.
-        mining: which negatives, see the top of this file.
+        triplet_mining: which negatives, see the top of this file.
     """
 
-    def __init__(self, margin=0.1, mining="random"):
+    def __init__(self, margin=0.1, triplet_mining="random"):
         super().__init__()
-        if mining not in MINING:
-            raise ValueError(f"unknown mining {mining!r}; known: {', '.join(MINING)}")
+        if triplet_mining not in MINING:
+            raise ValueError(f"unknown mining {triplet_mining!r}; known: {', '.join(MINING)}")
         self.margin = margin
-        self.mining = mining
+        self.mining = triplet_mining
 
     def forward(self, embedding, label):
         """embedding float [N, D], label int64 [N] -> float32 scalar; 0 where the batch holds no triplet."""

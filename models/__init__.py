@@ -1,24 +1,12 @@
-"""The backbone zoo, by name. Importing this does not import paddle: `train.py --help` lists the names at once."""
+"""The backbone zoo, by name. Importing this does not import paddle: `train.py --help` lists the names at once.
 
+A new backbone is a file of its own and a row of MODELS.
+"""
+
+import dataclasses
 import importlib
-import sys
 
-import numpy as np
-
-from models.pretrained import find_weights, layer_size, load_weights, read_state, read_weights
-from models.weight_files import read_pickle
-from utility import UserError, boolean, number
-
-__all__ = [
-    "MODELS",
-    "build_model",
-    "find_weights",
-    "load_network",
-    "load_weights",
-    "read_pickle",
-    "read_state",
-    "read_weights",
-]
+from utility import UserError, number
 
 # name -> file, class, arguments, dropout in front of the head
 MODELS = {
@@ -58,67 +46,44 @@ def build_model(name, class_dim, pooling="avg", embedding_size=0, dropout=None):
     return EmbeddingNet(backbone, class_dim, pooling, embedding_size, dropout)
 
 
-# What a checkpoint knows about its network and eval.py and infer.py need not be told again, with the values for where
-# there is no checkpoint.
-SETTINGS = {
-    "model": DEFAULT_MODEL,
-    "pooling": "avg",
-    "embedding_size": 0,
-    "image_shape": [3, 224, 224],
-    "test_transform": "center_crop",
-}
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a checkpoint knows of its network, so that eval.py and infer.py need not be told, in the flags' words."""
+
+    model: str = DEFAULT_MODEL
+    pooling: str = "avg"
+    embedding_size: int = 0
+    image_shape: list = dataclasses.field(default_factory=lambda: [3, 224, 224])
+    test_transform: str = "center_crop"
+    class_dim: int = 0  # 0: no head
+
+    @classmethod
+    def settle(cls, asked, stored, fixed):
+        """Settings as asked for; what was left open as stored in a checkpoint, else by default.
+
+        Args:
+            asked: {name: value}, None where it was left open.
+            stored: {name: value} of a checkpoint, or {}.
+            fixed: names of settings in which the user must not contradict the checkpoint.
+
+        Raises: UserError where they do.
+        """
+        settled = {}
+        for name in SETTLED:
+            given, known = asked.get(name), stored.get(name)
+            if given is not None and known is not None and given != known and name in fixed:
+                raise UserError(f"--{name}={given}, but the checkpoint is one of {name} {known}")
+            if given is not None or known is not None:
+                settled[name] = known if given is None else given
+        return cls(**settled, class_dim=asked.get("class_dim") or 0)
+
+    def with_classes(self, class_dim):
+        """These settings with a head of `class_dim` outputs; 0: none."""
+        return dataclasses.replace(self, class_dim=class_dim)
 
 
-def settle_arguments(args, state, fixed):
-    """Fills what the user left open in `args`: from the checkpoint's `state`, or by default where that is None.
-
-    Args:
-        fixed: names of settings in which the user must not contradict the checkpoint.
-
-    Raises: UserError where they do.
-    """
-    known = state["settings"] if state else {}
-    for name, default in SETTINGS.items():
-        given, stored = getattr(args, name), known.get(name)
-        if given is None:
-            setattr(args, name, default if stored is None else stored)
-        elif stored is not None and given != stored and name in fixed:
-            raise UserError(f"--{name}={given}, but the checkpoint is one of {name} {stored}")
-
-
-def load_network(args):
-    """The network that eval.py and infer.py run: as --pretrained_model says, or random where none is given.
-
-    Settles the model flags in `args`. `args.class_dim` becomes the number of classes of the head, 0 without one.
-
-    Returns: (EmbeddingNet, the labels of the head's classes in their order, the sorted labels of those that were
-        trained); the last two are int64 or None where they are not known
-    """
-    weights = read_weights(args.pretrained_model, args.model or DEFAULT_MODEL) if args.pretrained_model else None
-    state = weights.state if weights else None
-    if weights and state is None:  # a file without its description: its tensors say the rest
-        args.embedding_size = layer_size(weights, "embedding") if args.embedding_size is None else args.embedding_size
-        args.pooling = args.pooling or ("gem" if "pool.power" in weights.tensors else None)
-    settle_arguments(args, state, fixed=("model", "pooling", "embedding_size"))
-    if weights:
-        known = layer_size(weights, "embedding")
-        if args.embedding_size != known:
-            has = f"an embedding layer of {known}" if known else "no embedding layer"
-            raise UserError(f"--embedding_size={args.embedding_size}, but {weights.file_name} has {has}")
-        known = layer_size(weights, "head")
-        if args.class_dim and args.class_dim != known:
-            raise UserError(f"--class_dim={args.class_dim}, but the head in {weights.file_name} has {known} classes")
-        args.class_dim = known
-    args.class_dim = args.class_dim or 0
-    network = build_model(args.model, args.class_dim, args.pooling, args.embedding_size)
-    if weights:
-        head = "fit" if state is None or args.allow_partial else "must"
-        print(load_weights(network, weights, args.model, head, args.allow_partial))
-    else:
-        print(f"note: no --pretrained_model: this {args.model} has random weights", file=sys.stderr)
-    network.eval()
-    labels = [np.array(state[name], np.int64) if state else None for name in ("labels", "trained_labels")]
-    return network, *labels
+# All of them but class_dim, which the head in the weights or the training list says.
+SETTLED = tuple(field.name for field in dataclasses.fields(Settings) if field.name != "class_dim")
 
 
 def add_model_arguments(parser):
@@ -150,23 +115,5 @@ def add_model_arguments(parser):
         "--class_dim",
         type=number(int, low=1),
         help="outputs of the softmax head (default: the checkpoint's, else the number of classes in --train_list)",
-    )
-    group.add_argument(
-        "--pretrained_model",
-        default="",
-        help="weights to start from: a checkpoint directory of train.py (such as output/ResNet50/best); a .pdparams "
-        "file of paddle.vision or PaddleClas, with or without the suffix; a directory of fluid's save_vars with one "
-        "file a variable; a .safetensors file with the names of torchvision or timm; or imagenet: the official "
-        "ImageNet file of --model, downloaded once. Where a stage halves the resolution cannot be seen in a file: "
-        "Caffe and Keras do it in the first 1x1 convolution (va: --model=ResNet50_va); paddle.vision, PaddleClas, "
-        "torchvision, timm and Paddle's own fluid models in the 3x3 (vb: --model=ResNet50). The wrong one loads "
-        "without an error and costs accuracy",
-    )
-    group.add_argument(
-        "--allow_partial",
-        type=boolean,
-        default=False,
-        help="load the tensors of --pretrained_model that fit the backbone, and name the others, rather than refuse "
-        "the file; the others keep their random start",
     )
     return group

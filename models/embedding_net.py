@@ -52,7 +52,7 @@ class EmbeddingNet(nn.Layer):
         self.backbone = backbone
         self.pool = Pooling(pooling)
         self.embedding = nn.Linear(backbone.out_channels, embedding_size) if embedding_size else nn.Identity()
-        size = embedding_size or backbone.out_channels
+        self.dimension = size = embedding_size or backbone.out_channels  # of the embedding
         self.dropout = nn.Dropout(dropout)
         bound = nn.initializer.Uniform(-(size**-0.5), size**-0.5)
         self.head = nn.Linear(size, class_dim, weight_attr=paddle.ParamAttr(initializer=bound)) if class_dim else None

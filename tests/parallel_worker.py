@@ -13,9 +13,10 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import parallel
+
 import losses
 import models
-import parallel
 import utility
 
 LOSSES = ["tripletloss random", "tripletloss semihard", "tripletloss hard", "tripletloss distance", "quadrupletloss",

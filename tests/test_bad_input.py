@@ -3,10 +3,10 @@
 import os
 import re
 
+import checkpoints
 import pytest
 from conftest import read_rows, run
 
-import checkpoints
 import losses
 import models
 

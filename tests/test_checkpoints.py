@@ -5,13 +5,13 @@ import json
 import os
 import shutil
 
+import checkpoints
 import numpy as np
 import paddle
 import pytest
-
-import checkpoints
-import files
 from checkpoints import LOG_FILE
+
+import files
 from utility import UserError
 
 pytestmark = pytest.mark.filterwarnings(

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import types
 
+import engine
 import numpy as np
 import paddle
 import pytest
 from conftest import run
 
-import engine
 import models
 import utility
 from utility import UserError

@@ -13,15 +13,15 @@ import sys
 import time
 import traceback
 
+import checkpoints
 import numpy as np
 import paddle
 import pytest
+import resume
 from conftest import ROOT, listing, read_rows, run
 from PIL import Image
 
-import checkpoints
 import models
-import resume
 import train as train_script
 
 TINY = ["--model=ResNet8", "--image_shape=3,32,32", "--train_batch_size=8", "--samples_each_class=2", "--lr=0.01",

@@ -6,9 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import listing, run
-
 from checkpoints import LOG_FILE
+from conftest import listing, run
 
 NETWORK = ["--model=ResNet8", "--image_shape=3,32,32", "--use_gpu=False"]
 TRAIN = [*NETWORK, "--train_batch_size=8", "--samples_each_class=2", "--lr=0.01", "--seed=3", "--total_images=16"]

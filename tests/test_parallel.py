@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 
+import checkpoints
 import numpy as np
 import pytest
 from conftest import ROOT, read_rows, run
 from parallel_worker import LOSSES
 
-import checkpoints
 import models
 
 TINY = ["--model=ResNet8", "--image_shape=3,32,32", "--train_batch_size=12", "--samples_each_class=2", "--lr=0.01",

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 
+import checkpoints
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -22,7 +23,6 @@ import safetensors.numpy
 from conftest import ROOT, run
 from test_models import close, normalised, pictures, scramble
 
-import checkpoints
 import models
 from models import imagenet, layouts, weight_files
 from utility import UserError

@@ -6,11 +6,12 @@ import os
 
 import numpy as np
 
-from checkpoints import CHECKPOINT_FILE, WEIGHTS_FILE, read_checkpoint_state, resolve
-from models import layouts
-from models.imagenet import imagenet_file
-from models.weight_files import bfloat16_to_float32, plain, read_fluid_directory, read_tensors
+import models
 from utility import UserError
+from weights import layouts
+from weights.checkpoint import DESCRIPTION, WEIGHTS_FILE, read_description, resolve
+from weights.formats import bfloat16_to_float32, plain, read_fluid_directory, read_tensors
+from weights.imagenet import imagenet_file
 
 # tensors: {name here: array as in the file}; state: what train.py stored beside them, or None; source: a few words on
 # who wrote what; unused: names in the file that mean nothing here; hint: a reason known for weights that don't fit.
@@ -22,8 +23,8 @@ Weights = collections.namedtuple("Weights", "tensors file_name state source unus
 def read_state(file_name):
     """The description that train.py stored beside its weights `file_name`, or None where it did not write them."""
     folder, name = os.path.split(file_name)
-    described = name == WEIGHTS_FILE and os.path.exists(os.path.join(folder, CHECKPOINT_FILE))
-    return read_checkpoint_state(folder) if described else None
+    described = name == WEIGHTS_FILE and os.path.exists(os.path.join(folder, DESCRIPTION))
+    return read_description(folder) if described else None
 
 
 def read_weights(path, model=None):
@@ -216,8 +217,6 @@ def _account(part, wanted, tensors, wrong):
 
 def _reason(weights, model):
     """The likely reason why weights don't fit `model`, and the way out."""
-    from models import MODELS
-
     found = layouts.architecture(weights.tensors)
     if weights.hint:
         return weights.hint
@@ -225,4 +224,4 @@ def _reason(weights, model):
         return "the file's network is none that is known here"
     if found == model.replace("_va", ""):
         return f"the file has the layers of {found}, but some tensors are missing or changed"
-    return f"the file is a {found}: " + (f"take --model={found}" if found in MODELS else "no model here is one")
+    return f"the file is a {found}: " + (f"take --model={found}" if found in models.MODELS else "no model here is one")

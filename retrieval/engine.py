@@ -1,6 +1,6 @@
-"""Feature extraction on the CPU through Paddle's inference engine (oneDNN), and the exported model.
+"""Feature extraction on the CPU through Paddle's inference engine (oneDNN).
 
-    network = engine.prepare(network, args, pictures)      # what utility.extract is then given
+    network = engine.prepare(network, options, image_shape, pictures)      # what extraction.extract is then given
 
 The network is traced once. What comes of it, a model in the format of `paddle.jit.save`, is kept in this user's cache
 folder, so that the next run need not trace it again:
@@ -8,13 +8,14 @@ folder, so that the next run need not trace it again:
     <cache>/inference/<hash of their path>/<hash of the weights>_<hash of all else>/
     with model.json (2.x: model.pdmodel), model.pdiparams and sums.json
 
-where <cache> is models.imagenet.cache_folder(). Nothing beside the weights is read, written or removed.
+where <cache> is weights.imagenet.cache_folder(). Nothing beside the weights is read, written or removed.
 
 Everything here has a way out: a model that can't be traced, written, read or is not as exact as it should be costs one
 line on stderr, and the network is run as it is. Importing this file does not import paddle.
 """
 
 import contextlib
+import dataclasses
 import glob
 import hashlib
 import json
@@ -28,16 +29,14 @@ import time
 import numpy as np
 
 import files
-import models
-import parallel
-import utility
-from models.imagenet import cache_folder
+from runtime import gpu, parallel, process
 from utility import UserError
+from weights.imagenet import cache_folder
 
 # Tracing, loading and trying a ResNet50 takes 1.5 seconds on two cores; the engine saves 11 ms a picture of 224 x 224.
 # Networks that are faster to trace are for small pictures.
 MIN_PIXELS = 128 * 224 * 224
-MODEL, SUMS, DESCRIPTION = "model", "sums.json", "description.json"
+MODEL, SUMS = "model", "sums.json"
 KEPT = 4  # models of the same weights, as for several picture sizes
 # Relative errors that the engine may have on the pictures it is tried with before it is used.
 TOLERANCE = {"float32": 1e-4, "bf16": 0.2}
@@ -67,33 +66,41 @@ def add_engine_arguments(parser):
     )
 
 
-def prepare(network, args, pictures):
+@dataclasses.dataclass(frozen=True)
+class EngineOptions:
+    """How a network runs on the CPU, in the flags' words."""
+
+    engine: str = "auto"
+    precision: str = "float32"
+
+
+def prepare(network, options, image_shape, pictures, weights_file=""):
     """What is to run `network` over `pictures` pictures: itself, or a function as of `compile_network`.
 
     Args:
-        args: what `add_engine_arguments` and `models.add_model_arguments` define, settled by models.load_network.
+        options: EngineOptions.
+        image_shape: [3, H, W].
+        weights_file: where its weights are from; "" for random ones, of which nothing is kept.
 
     Raises: UserError where flags contradict each other.
     """
-    precision = args.precision
-    if precision == "bf16" and args.engine == "eager":
+    precision = options.precision
+    if precision == "bf16" and options.engine == "eager":
         raise UserError("--precision=bf16 is the inference engine's: leave out --engine=eager")
     if precision == "bf16" and (why := no_bf16()):
         if parallel.is_first():
             print(f"note: --precision=bf16, but {why}: running in float32", file=sys.stderr)
         precision = "float32"
-    height, width = args.image_shape[1:]
+    _, height, width = image_shape
     small = pictures * height * width < MIN_PIXELS
-    if utility.on_gpu() or args.engine == "eager" or (args.engine == "auto" and small and precision == "float32"):
+    if process.on_gpu() or options.engine == "eager" or (options.engine == "auto" and small and precision == "float32"):
         return network
     start = time.time()
     try:
-        run = compile_network(network, args.image_shape, precision, model_folders(args))
+        run = compile_network(network, image_shape, precision, model_folders(weights_file))
     except Exception as error:  # whatever it is: the network itself can still be run
         if parallel.is_first():
-            print(
-                f"warning: running without the inference engine, slower: {utility.first_line(error)}", file=sys.stderr
-            )
+            print(f"warning: running without the inference engine, slower: {gpu.first_line(error)}", file=sys.stderr)
         return network
     print(f"inference engine: {precision}, {run.threads} threads, {run.source}, {time.time() - start:.1f} sec")
     return run
@@ -101,17 +108,16 @@ def prepare(network, args, pictures):
 
 def no_bf16():
     """Why bfloat16 would not be faster here, or "" where it is."""
-    if utility.on_gpu():
+    if process.on_gpu():
         return "it is for the CPU"
-    return "" if utility.cpu_flags() & {"avx512_bf16", "amx_bf16"} else "this CPU has no instructions for it"
+    return "" if process.cpu_flags() & {"avx512_bf16", "amx_bf16"} else "this CPU has no instructions for it"
 
 
-def model_folders(args):
-    """Where to keep the models of --pretrained_model: in this user's cache alone; [] for random weights."""
-    if not args.pretrained_model:
+def model_folders(weights_file):
+    """Where to keep the models of `weights_file`: in this user's cache alone; [] for random weights."""
+    if not weights_file:
         return []
-    weights = os.path.realpath(models.find_weights(args.pretrained_model, args.model))
-    elsewhere = hashlib.sha256(os.fsencode(weights)).hexdigest()[:16]
+    elsewhere = hashlib.sha256(os.fsencode(os.path.realpath(weights_file))).hexdigest()[:16]
     return [os.path.join(cache_folder(), "inference", elsewhere)]
 
 
@@ -132,7 +138,7 @@ def compile_network(network, image_shape, precision="float32", folders=()):
     """
     network.eval()
     key = model_key(network, image_shape)
-    with _silence():
+    with silence():
         for folder in folders:
             path = os.path.join(folder, key)
             if files.foreign_entry(path, _PARTS):  # also where there is none
@@ -140,8 +146,8 @@ def compile_network(network, image_shape, precision="float32", folders=()):
             # Whatever is wrong with it, it can be made again.
             with contextlib.suppress(Exception):
                 _check_sums(path)
-                run = _load(path, precision)
-                _check(run, network, image_shape, precision)
+                run = load(path, precision)
+                check(run, network, image_shape, precision)
                 run.source = f"as kept in {folder}"
                 return run
             files.remove_folder(path, _PARTS)
@@ -162,8 +168,8 @@ def _make(network, image_shape, precision, folder, key):
             raise OSError(f"{folder}: the disk is full")  # Paddle would not notice
     with files.temporary_folder(os.path.join(folder or tempfile.gettempdir(), key)) as temporary:
         trace(network, temporary, image_shape)
-        run = _load(temporary, precision)
-        _check(run, network, image_shape, precision)
+        run = load(temporary, precision)
+        check(run, network, image_shape, precision)
         run.source = "compiled"
         if folder:
             _write_sums(temporary)
@@ -174,7 +180,7 @@ def _make(network, image_shape, precision, folder, key):
         return run
 
 
-def _load(folder, precision):
+def load(folder, precision):
     """The function over a model that `trace` has written; see compile_network."""
     from paddle import inference
 
@@ -216,10 +222,10 @@ def _threads():
     try:
         return max(1, int(os.environ["OMP_NUM_THREADS"]))
     except (KeyError, ValueError):  # unset, or 4,2 for nested loops
-        return max(1, utility.cpu_count() // parallel.local_world_size())
+        return max(1, process.cpu_count() // parallel.local_world_size())
 
 
-def _check(run, network, image_shape, precision):
+def check(run, network, image_shape, precision):
     """Tries the function against the network: the engine's code depends on the processor, and not all were tested.
 
     Raises: RuntimeError where its outputs are others.
@@ -265,7 +271,7 @@ def trace(network, folder, image_shape, normalise=False):
 
 
 @contextlib.contextmanager
-def _silence():
+def silence():
     """Keeps off the terminal what Paddle's C++ prints, to both streams, about passes, operators and executors."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -299,7 +305,7 @@ def model_key(network, image_shape):
         weights.update(f"{name} {array.dtype} {array.shape} ".encode())
         weights.update(array)
     rest = hashlib.sha256(f"{network} {network.pool.kind} {list(image_shape)} {paddle.__version__}".encode())
-    here = os.path.dirname(os.path.abspath(__file__))
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     for path in [os.path.abspath(__file__), *sorted(glob.glob(os.path.join(here, "models", "*.py")))]:
         with open(path, "rb") as file:
             rest.update(file.read())
@@ -346,159 +352,3 @@ def _remove_old(folder, key):
 # The names of our folders, whole or being written, and of what they hold.
 _KEY = re.compile(r"[0-9a-f]{16}_[0-9a-f]{16}((\.old)?\.tmp\w+)?")
 _PARTS = re.compile(r"model\.(json|pdmodel|pdiparams|pdiparams\.info)|sums\.json(\.tmp\w+)?")
-
-
-# ---------------------------------------------------------------- the exported model
-
-_README = """# {model}: pictures -> embedding
-
-Written by infer.py --export_dir: a model of Paddle Inference, `{program}` and `{parameters}`, by paddlepaddle {paddle}.
-
-Input `{input}`: uint8 [N, {height}, {width}, 3], any N, RGB, rows from the top. Mean and deviation are in the model.
-Pictures are to be prepared as in training: {transform}.
-Output `{output}`: float32 [N, {size}], each row of length 1; the dot product of two rows is their cosine similarity.
-
-```python
-import numpy as np
-from paddle import inference
-
-predictor = inference.create_predictor(inference.Config("{program}", "{parameters}"))
-image = predictor.get_input_handle(predictor.get_input_names()[0])
-pictures = np.zeros((1, {height}, {width}, 3), np.uint8)
-image.reshape(pictures.shape)
-image.copy_from_cpu(pictures)
-predictor.run()
-embedding = predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
-```
-
-For ONNX Runtime, with paddle2onnx:
-
-```
-paddle2onnx --model_dir . --model_filename {program} --params_filename {parameters} --save_file model.onnx
-```
-"""
-
-_TRANSFORMS = {
-    "center_crop": "the short side resized to 256/224 of the crop's, then the centre of {width} x {height} cut out",
-    "resize": "the whole picture resized to {width} x {height}, its aspect ratio not kept",
-}
-
-
-def check_export_folder(folder):
-    """Raises a UserError where `export` could not write to `folder`: one that exists must be empty or an export."""
-    folder = os.path.realpath(folder)
-    if os.path.exists(folder) and not os.path.isdir(folder):
-        raise UserError(f"--export_dir={folder}: a file, not a folder")
-    if os.path.isdir(folder) and not _is_export(folder):
-        raise UserError(f"--export_dir={folder}: holds other files; give a new folder")
-    files.make_directory(os.path.dirname(folder))
-
-
-def _is_export(folder):
-    """Whether all that `folder` holds is what `export` writes, so that it may be replaced; also where it is empty."""
-    if not os.listdir(folder):
-        return True
-    try:
-        with open(os.path.join(folder, DESCRIPTION)) as file:
-            description = json.load(file)
-        ours = isinstance(description["transform"]["meaning"], str) and isinstance(description["paddle"], str)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return ours and not files.foreign_entry(folder, _EXPORTED)
-
-
-_EXPORTED = re.compile(r"model\.(json|pdmodel|pdiparams)|description\.json|README\.md")
-
-
-def export(network, folder, args, labels=None):
-    """Writes a model that needs nothing of this project, all of it or nothing; one that was there is replaced.
-
-    Args:
-        network: an EmbeddingNet.
-        args: model, pooling, image_shape and test_transform, settled by models.load_network.
-        labels: the labels of the classes it was trained on, or None.
-
-    Raises: UserError where it can't be traced or written, or where its outputs are not the network's.
-    """
-    folder = os.path.realpath(folder)
-    network.eval()
-    try:
-        with files.temporary_folder(folder) as temporary, _on_cpu(network):
-            with _silence():
-                trace(network, temporary, args.image_shape, normalise=True)
-                run = _load(temporary, "float32")
-                _check(run, _normalised(network), args.image_shape, "float32")
-            _describe(temporary, run, args, labels)
-            if os.path.isdir(folder):
-                check_export_folder(folder)  # again: minutes may have passed
-            files.replace_folder(temporary, folder)
-        files.sync_directory(os.path.dirname(folder))
-    except UserError:
-        raise
-    except Exception as error:  # Paddle's have many types
-        raise UserError(f"--export_dir={folder}: nothing written: {utility.first_line(error)}") from None
-
-
-def _describe(folder, run, args, labels):
-    """Writes README.md and description.json beside an exported model, `run` being the function over it."""
-    import paddle
-
-    _, height, width = args.image_shape
-    embedding, _ = run(np.zeros((1, height, width, 3), np.uint8))
-    transform = _TRANSFORMS[args.test_transform].format(height=height, width=width)
-    (program,) = (name for name in (f"{MODEL}.json", f"{MODEL}.pdmodel") if os.path.exists(os.path.join(folder, name)))
-    description = {
-        "model": args.model,
-        "pooling": args.pooling,
-        "files": [program, f"{MODEL}.pdiparams"],
-        "input": {
-            "name": run.names[0],
-            "dtype": "uint8",
-            "shape": ["N", height, width, 3],
-            "colours": "RGB",
-            "normalisation": "in the model",
-        },
-        "transform": {"name": args.test_transform, "meaning": transform},
-        "output": {
-            "name": run.names[1],
-            "dtype": "float32",
-            "shape": ["N", embedding.shape[1]],
-            "normalisation": "L2",
-        },
-        "trained_labels": None if labels is None else [int(label) for label in labels],
-        "paddle": paddle.__version__,
-    }
-    readme = _README.format(
-        model=args.model, paddle=paddle.__version__, program=program, parameters=f"{MODEL}.pdiparams",
-        height=height, width=width,
-        input=run.names[0], output=run.names[1], size=embedding.shape[1], transform=transform,
-    )  # fmt: skip
-    with files.atomic_write(os.path.join(folder, "README.md")) as file:
-        file.write(readme)
-    with files.atomic_write(os.path.join(folder, DESCRIPTION)) as file:
-        json.dump(description, file, indent=1)
-
-
-@contextlib.contextmanager
-def _on_cpu(network):
-    """Has the network on the CPU for a while: a GPU's products are in TF32, and off by more than TOLERANCE."""
-    import paddle
-
-    if not utility.on_gpu():
-        yield
-        return
-    device = paddle.get_device()
-    try:
-        paddle.set_device("cpu")
-        network.to("cpu")
-        yield
-    finally:
-        paddle.set_device(device)
-        network.to(device)
-
-
-def _normalised(network):
-    from models.embedding_net import Unit
-
-    unit = Unit(network)
-    return lambda pictures: [unit(pictures)]

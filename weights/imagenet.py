@@ -6,8 +6,8 @@ import os
 import sys
 
 import files
-from models.weight_files import read_tensors
 from utility import UserError
+from weights.formats import read_tensors
 
 CACHE_VARIABLE = "DEEP_METRIC_LEARNING_CACHE"
 

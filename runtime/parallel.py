@@ -19,6 +19,8 @@ import sys
 import threading
 import time
 
+from utility import UserError
+
 HERE, DONE, FAILED = "here", "done", "failed"
 
 
@@ -180,8 +182,6 @@ def _accept(listener, key, address):
 
     Whoever else knocks at the port does not know the key, and may be silent: each is heard in a thread of its own.
     """
-    from utility import UserError
-
     heard = queue.Queue()
 
     def hear(connection):
@@ -335,22 +335,38 @@ def average(tensors):
             paddle.assign(part.reshape(tensor.shape), output=tensor)
 
 
-def collect(items, noted=None):
+class Signalled(Exception):
+    """A signal has come to one of the processes; `number` says which."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.number = number
+
+
+def collect(items, signals=None):
     """Yields the items of all processes, those of each in their order, to the first process; nothing to the others.
 
     An item is a Python object; they go over in rounds of one from each process, so that none has to keep many. (To all
     of them: Paddle 2.6.2 has no gathering of objects in one.)
 
     Args:
-        noted: from utility.note_signals: a signal that one process has got ends this in all, and is in "agreed" then.
+        signals: process.Signals.
+
+    Raises: Signalled in all processes where one has got a signal.
     """
-    noted = {"signal": 0} if noted is None else noted
     while True:
         item = next(items, None)
-        found = gather_objects((noted["signal"], item))
-        noted["agreed"] = max(number for number, _ in found)
+        found = gather_objects((signals.number if signals else 0, item))
+        signal = max(number for number, _ in found)
+        if signal:
+            raise Signalled(signal)
         found = [item for _, item in found if item is not None]
-        if noted["agreed"] or not found:
+        if not found:
             return
         if is_first():
             yield from found
+
+
+def average_gradients(parameters):
+    """Replaces the gradients by their mean over all processes, which have computed the same ones but for rounding."""
+    average([p.grad for p in parameters if p.grad is not None])

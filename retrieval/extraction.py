@@ -1,0 +1,119 @@
+"""From weights and a list to features."""
+
+import collections
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+import models
+import reader
+import weights
+from models import Settings
+from runtime import parallel
+from utility import UserError
+
+# network: EmbeddingNet; settings: models.Settings as settled; file_name: of its weights, "" for random ones; labels:
+# int64, the labels of the head's classes in their order; trained_labels: int64, those that were trained, sorted (both
+# None where they are not known).
+Opened = collections.namedtuple("Opened", "network settings file_name labels trained_labels")
+# features: float32 [N, D], the embeddings; index: int64 [N], the pictures' positions in the list, ascending; bad:
+# (index, reason) of those that could not be read.
+Features = collections.namedtuple("Features", "features index bad")
+
+
+def open_network(asked, pretrained_model, allow_partial=False):
+    """The network that eval.py and infer.py run: as --pretrained_model says, or random where none is given.
+
+    Args:
+        asked: {name: value} of models.Settings, None where it was left open.
+
+    Returns: Opened. The settings' class_dim is the number of classes of the head, 0 without one.
+    """
+    found = None
+    if pretrained_model:
+        found = weights.read_weights(pretrained_model, asked["model"] or models.DEFAULT_MODEL)
+    state = found.state if found else None
+    if found and state is None:  # a file without its description: its tensors say the rest
+        size = weights.layer_size(found, "embedding") if asked["embedding_size"] is None else asked["embedding_size"]
+        pooling = asked["pooling"] or ("gem" if "pool.power" in found.tensors else None)
+        asked = {**asked, "embedding_size": size, "pooling": pooling}
+    stored = state["settings"] if state else {}
+    settings = Settings.settle(asked, stored, fixed=("model", "pooling", "embedding_size"))
+    if found:
+        known = weights.layer_size(found, "embedding")
+        if settings.embedding_size != known:
+            has = f"an embedding layer of {known}" if known else "no embedding layer"
+            raise UserError(f"--embedding_size={settings.embedding_size}, but {found.file_name} has {has}")
+        known = weights.layer_size(found, "head")
+        if settings.class_dim and settings.class_dim != known:
+            message = f"--class_dim={settings.class_dim}, but the head in {found.file_name} has {known} classes"
+            raise UserError(message)
+        settings = settings.with_classes(known)
+    network = models.build_model(settings.model, settings.class_dim, settings.pooling, settings.embedding_size)
+    if found:
+        head = "fit" if state is None or allow_partial else "must"
+        print(weights.load_weights(network, found, settings.model, head, allow_partial))
+    else:
+        print(f"note: no --pretrained_model: this {settings.model} has random weights", file=sys.stderr)
+    network.eval()
+    labels = [np.array(state[name], np.int64) if state else None for name in ("labels", "trained_labels")]
+    return Opened(network, settings, found.file_name if found else "", *labels)
+
+
+def extract(network, samples, reading, batch_size, on_batch=None, signals=None):
+    """Runs a network in evaluation mode over a list; several processes bring their batches together in the first one.
+
+    Args:
+        network: an EmbeddingNet, or what engine.prepare made of one.
+        samples: reader.Samples; reading: reader.Reading.
+        on_batch: called as on_batch(index, logits) after each batch; logits float32 [B, C] or None without a head.
+        signals: process.Signals: a signal to one process ends this in all, between two batches.
+
+    Returns: Features; None in all but the first process.
+    Raises: UserError where not one picture could be read; parallel.Signalled after a signal.
+    """
+    import paddle
+
+    run = network
+    if isinstance(network, paddle.nn.Layer):
+        network.eval()
+        run = _eager(network)
+    batches = _run(run, reader.read_in_order(samples, reading, batch_size), on_batch is not None)
+    features, indices, bad = [], [], []
+    # Shown on stderr where that is a terminal.
+    with paddle.no_grad(), tqdm(total=len(samples.paths), unit=" images", disable=None, dynamic_ncols=True) as bar:
+        for index, embedding, logits, bad_here in parallel.collect(batches, signals):
+            bar.update(len(index) + len(bad_here))
+            bad += bad_here
+            if not len(index):
+                continue
+            indices.append(index)
+            features.append(embedding)
+            if on_batch:
+                bar.clear()
+                on_batch(index, logits)
+    if not parallel.is_first():
+        return None
+    if not features:
+        raise UserError("not one image could be read")
+    index = np.concatenate(indices)
+    order = np.argsort(index, kind="stable")
+    return Features(np.concatenate(features)[order], index[order], sorted(bad))
+
+
+def _eager(network):
+    import paddle
+
+    def run(image):
+        outputs = network(paddle.to_tensor(image))
+        return (None if x is None else x.numpy().astype(np.float32, copy=False) for x in outputs)
+
+    return run
+
+
+def _run(run, batches, with_logits):
+    """Yields (index, embedding, logits or None, bad) of each batch."""
+    for batch in batches:
+        embedding, logits = run(batch.image) if len(batch.index) else (None, None)
+        yield batch.index, embedding, logits if with_logits else None, list(batch.bad)

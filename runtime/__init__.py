@@ -1,0 +1,1 @@
+"""The process that a script runs in, its device, and several processes that train as one."""

@@ -1,0 +1,251 @@
+"""A script's process: how it starts, ends and hears signals, and the device that it computes on.
+
+Importing this file does not import paddle: `start_paddle` must be able to set the environment first.
+"""
+
+import contextlib
+import ctypes
+import errno
+import io
+import os
+import platform
+import random
+import signal
+import sys
+import time
+import warnings
+
+from runtime import gpu, parallel
+from utility import UserError
+
+
+class Stopped(Exception):
+    """The run ends here in good order; `status` is the process's exit status: 143 or 130 after SIGTERM or Ctrl-C."""
+
+    def __init__(self, status, message):
+        super().__init__(message)
+        self.status = status
+
+
+def run_script(main):
+    """Runs `main()` and ends the process: 0, 2 after a UserError (one line on stderr), 130 after Ctrl-C."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file name that the terminal's encoding lacks ends no run
+    try:
+        main()
+        sys.stdout.flush()
+        parallel.end()
+    except UserError as error:
+        parallel.fail(str(error))
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as error:
+        parallel.end()
+        print(error, file=sys.stderr)
+        sys.exit(error.status)
+    except RuntimeError:
+        # A collective fails where another process has died, which explains it better than a traceback.
+        parallel.wait_to_be_ended()
+        raise
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone: not a failure, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        # The disk under the output: not a bug of ours, and no message of ours has reached it.
+        print(f"error: {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+
+
+class Signals:
+    """`number` is that of the SIGTERM or Ctrl-C that has come since `note_signals`, or 0."""
+
+    def __init__(self):
+        self.number = 0
+
+
+def note_signals():
+    """From now on the first SIGTERM or Ctrl-C ends nothing, but is in the Signals that this returns; a second one ends
+    the process at once.
+
+    To be called after paddle's import, which sets handlers of its own.
+    """
+    signals = Signals()
+    first = 0.0
+
+    def note(number, frame):
+        nonlocal first
+        if signals.number:
+            if not parallel.is_a_repeat(time.time() - first):
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        signals.number, first = number, time.time()
+        if parallel.world_size() == 1:
+            # The system's own handlers end the process even in the middle of a long computation.
+            for other in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(other, signal.SIG_DFL)
+        # Not print, which may be what the signal has interrupted.
+        os.write(2, f"{signal.Signals(number).name}: stopping after this step; once more stops at once\n".encode())
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
+    return signals
+
+
+# ---------------------------------------------------------------- process and device
+
+
+def cpu_count():
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_flags(cpuinfo="/proc/cpuinfo"):
+    """The instruction sets that the processor has, in Linux's words, and its vendor; empty where that is not known."""
+    try:
+        with open(cpuinfo) as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return set()
+    return {
+        word for key in ("flags", "vendor_id") for word in next((x for x in lines if x.startswith(key)), "").split()
+    }
+
+
+def _mkl_cpu_type(cpuinfo="/proc/cpuinfo"):
+    """The MKL_DEBUG_CPU_TYPE that takes Paddle's MKL off its slow path on AMD processors, or None.
+
+    7 is MKL's AVX-512 code, 5 its AVX2 code; asking for instructions the processor lacks kills the process.
+    """
+    flags = cpu_flags(cpuinfo)
+    if not {"AuthenticAMD", "avx2", "fma"} <= flags:
+        return None
+    return "7" if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= flags else "5"
+
+
+def _keep_freed_memory():
+    """Has glibc keep what is freed for the next layer: by default every large array goes back to the system and comes
+    anew, page by page, which costs a fifth of a network's time on a CPU. Does nothing where there is no glibc."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        mallopt(-4, 0)  # M_MMAP_MAX
+
+
+def start_paddle(use_gpu=False, seed=None, deterministic=None):
+    """Sets up the process, imports paddle for the first time, and selects the device.
+
+    Args:
+        deterministic: True has cuDNN take algorithms whose results repeat to the last bit, False has it time them and
+            take the fastest, None leaves it alone. Without a meaning on the CPU, where results repeat.
+
+    Returns the paddle module. Where several processes were launched, they join here, and draw the same random numbers
+    whether there is a seed or not. Everything here that Paddle reads only when it is imported is left alone where
+    the user has set it. Asking for a GPU that is not there is said once, and the CPU is used.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // parallel.local_world_size())))
+    mkl = _mkl_cpu_type()
+    if mkl:
+        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", mkl)
+    # Paddle warns about the thread count that we set on purpose, and about a compiler cache that nobody needs here.
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import paddle
+    finally:  # where the import fails, what Paddle says is the explanation
+        for line in said.getvalue().splitlines():
+            if "OMP_NUM_THREADS" not in line and "ccache" not in line and "warnings.warn" not in line:
+                print(line, file=sys.stderr)
+
+    # Paddle says this once a process, about the running statistics that every user expects.
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean")
+    # Plain SGD has no state, which is no news when a checkpoint is written.
+    warnings.filterwarnings("ignore", message="The input state dict is empty")
+
+    on_gpu = use_gpu and paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+    if use_gpu and not on_gpu:
+        why = "no GPU found" if paddle.is_compiled_with_cuda() else "this paddlepaddle is built for the CPU only"
+        print(f"note: --use_gpu=True, but {why}: running on the CPU", file=sys.stderr)
+    if not on_gpu:
+        paddle.set_device("cpu")
+        _keep_freed_memory()
+    else:
+        if deterministic is not None:
+            # Both, for the environment may have set the other one, and Paddle refuses the two together.
+            paddle.set_flags(
+                {"FLAGS_cudnn_deterministic": deterministic, "FLAGS_cudnn_exhaustive_search": not deterministic}
+            )
+        gpu.try_gpu(paddle)
+    parallel.start(on_gpu)
+    paddle.seed(parallel.from_first(random.SystemRandom().randrange(2**31) if seed is None else seed))
+    return paddle
+
+
+def join_early(use_gpu, seed):
+    """Where several processes were launched, has them join: then a mistake that one of them meets ends all.
+
+    To be called first of all. In a process on its own a mistake need not wait for paddle's import.
+    """
+    if parallel.world_size() > 1:
+        start_paddle(use_gpu, seed)
+
+
+def describe_process():
+    """What the last bits of a result depend on beside the flags: threads, MKL's code path, versions, device."""
+    import numpy as np
+    import paddle
+
+    return {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        "MKL_DEBUG_CPU_TYPE": os.environ.get("MKL_DEBUG_CPU_TYPE"),
+        "paddle": paddle.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": paddle.get_device(),
+        "processes": parallel.world_size(),
+    }
+
+
+def compare_process(before):
+    """Says which of `describe_process` differ from those of the run that is continued."""
+    now = describe_process()
+    changed = [f"{name} {now.get(name)} (was {value})" for name, value in before.items() if now.get(name) != value]
+    if changed:
+        print(f"note: the continued run may differ in the last digits from one in one go: {', '.join(changed)}")
+
+
+def on_gpu():
+    """True where the current device is a GPU."""
+    import paddle
+
+    return paddle.is_compiled_with_cuda() and paddle.get_device().startswith("gpu")
+
+
+def to_device(array):
+    """A NumPy array as a tensor on the current device; on a GPU the copy goes on while the caller does."""
+    import paddle
+
+    if not on_gpu():
+        return paddle.to_tensor(array)
+    # Paddle itself keeps the memory that is copied from until the copy is done.
+    return paddle.to_tensor(array, place=paddle.CUDAPinnedPlace()).cuda(blocking=False)
+
+
+def peak_memory():
+    """The most memory this process has held, in bytes: of the GPU where it runs on one, else of the machine."""
+    if on_gpu():
+        import paddle
+
+        return paddle.device.cuda.max_memory_allocated()
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return 0

@@ -1,0 +1,140 @@
+"""The lists of a training run, checked and counted, and the batches of an epoch."""
+
+import collections
+import dataclasses
+import itertools
+
+import numpy as np
+
+import reader
+import sampler
+import transforms
+from runtime import parallel
+from utility import UserError, number
+
+# train: Samples with class indices for labels; val: Samples or None; classes: int64, the label of each class index;
+# batch_size: images a step of all processes; steps: of an epoch.
+Data = collections.namedtuple("Data", "train val classes batch_size steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """Where the pictures are, in the flags' words."""
+
+    train_list: str
+    val_list: str
+    data_dir: str = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """What batches are made of, in the flags' words."""
+
+    loss_name: str
+    train_batch_size: int
+    samples_each_class: int = 4
+    total_images: int = None
+    min_area: float = 0.08
+    seed: int = 0
+
+    @property
+    def balanced(self):
+        """Whether a batch has samples_each_class pictures of each of its classes: for all losses but softmax."""
+        return self.loss_name != "softmax"
+
+
+def add_batch_arguments(parser):
+    """Adds the flags of Batching."""
+    # fmt: off
+    add = parser.add_argument_group("batches").add_argument
+    add("--batch_size", type=number(int, low=1), default=256, help="images a step, for training")
+    add("--train_batch_size", type=number(int, low=1), help="the same, and goes before --batch_size")
+    add("--test_batch_size", type=number(int, low=1), default=32, help="images at once in evaluation")
+    add("--total_images", type=number(int, low=1), help="images an epoch (default: the length of --train_list)")
+    add("--min_area", type=number(float, above=0, high=1), default=0.08,
+        help="smallest share of a picture that a random crop may keep; 0.08 is the original, 0.16 to 0.5 suits "
+        "pictures that are cut to the object already")
+    # fmt: on
+
+
+def load_data(lists, batching, reading, class_dim, before=None, checkpoint="", evaluates=True):
+    """Reads and checks the lists; -> Data.
+
+    The training labels become class indices: themselves where all fit below a given `class_dim` (so that a head of
+    ImageNet keeps its meaning), else their rank.
+
+    Args:
+        lists: Lists; batching: Batching; reading: reader.Reading.
+        class_dim: --class_dim, or None.
+        before: the labels in the order of the class indices of the run that goes on from `checkpoint`; else None.
+        evaluates: whether --val_list is needed.
+
+    Raises: UserError
+    """
+    train = reader.read_list(lists.train_list, lists.data_dir)
+    found = np.unique(train.labels)
+    if before is not None:
+        classes = np.array(before, np.int64)
+        if not np.isin(found, classes).all():
+            raise UserError(f"{lists.train_list}: has classes that the run of {checkpoint} did not have")
+    elif class_dim and found[0] >= 0 and found[-1] < class_dim:
+        classes = np.arange(class_dim)
+    else:
+        classes = found
+    if class_dim and class_dim < len(found):
+        raise UserError(f"--class_dim={class_dim} is less than the {len(found)} classes of {lists.train_list}")
+    batch_size = check_batch(train, batching)
+    val = reader.read_list(lists.val_list, lists.data_dir) if evaluates else None
+    for samples in [train, val] if val else [train]:
+        if reading.on_bad_image == "fail":
+            reader.check_files(samples)
+        if parallel.is_first():
+            reader.report_repeated(samples)
+    steps = max(1, (batching.total_images or len(train.paths)) // batching.train_batch_size)
+    return Data(train._replace(labels=np.searchsorted(classes, train.labels)), val, classes, batch_size, steps)
+
+
+def check_batch(train, batching):
+    """The images of a step. Raises: UserError where the list can't make such batches."""
+    wanted, count = batching.train_batch_size, len(train.paths)
+    batch_size = wanted if batching.balanced else min(wanted, count)
+    if batch_size % parallel.world_size():
+        raise UserError(
+            f"a batch of {batch_size} can't be shared evenly by {parallel.world_size()} processes: take a multiple of "
+            "that as --train_batch_size, which counts the images of all"
+        )
+    if batching.balanced:
+        sizes = np.unique(train.labels, return_counts=True)[1]
+        sampler.check_balance(len(sizes), batch_size, batching.samples_each_class)
+        small = int((sizes < batching.samples_each_class).sum())
+        if small:
+            print(f"note: {small} classes have fewer than {batching.samples_each_class} images: drawn with replacement")
+    elif wanted > count:
+        print(f"note: batches of {count}: the list has no more images")
+    return batch_size
+
+
+def training_batches(data, batching, reading, progress):
+    """The rest of the epoch's batches of augmented pictures, of each this process's share, read ahead in threads.
+
+    Args:
+        progress: training.run.Progress, which says where the epoch is.
+    """
+    labels, seed, epoch = data.train.labels, batching.seed, progress.epoch
+    if batching.balanced:
+        k = batching.samples_each_class
+        order = sampler.class_balanced_batches(labels, data.batch_size, k, seed, epoch, progress.steps)
+    else:
+        order = sampler.shuffled_batches(len(labels), data.batch_size, seed, epoch, progress.steps)
+    return reader.read_batches(
+        data.train,
+        itertools.islice(order, progress.step, None),
+        transforms.training_transform(reading.shape, seed, epoch, batching.min_area),
+        reading.shape,
+        num_workers=reading.num_workers,
+        skip_bad=reading.on_bad_image == "skip",
+        replace=True,
+        position=progress.step * data.batch_size,
+        share=parallel.share,
+        max_pixels=reading.max_pixels,
+    )

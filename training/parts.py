@@ -1,0 +1,83 @@
+"""The parts of a run that change with every step: from here into a checkpoint and back."""
+
+import collections
+import os
+
+import numpy as np
+
+import weights
+from training.optimizers import load_optimizer_state, optimizer_entries
+from utility import UserError
+from weights.checkpoint import PART_FILES
+
+# network: EmbeddingNet; objective: losses.objective.Objective; optimizer; scaler: paddle.amp.GradScaler.
+Parts = collections.namedtuple("Parts", "network objective optimizer scaler")
+
+
+def named_parameters(parts):
+    """{structured name: parameter} of all that is trained; the objective's begin with `objective.`."""
+    named = dict(parts.network.named_parameters())
+    named.update({f"objective.{name}": p for name, p in parts.objective.named_parameters()})
+    return named
+
+
+def arrays(parts):
+    """What weights.checkpoint writes: {part: {name: array}}."""
+    entries = optimizer_entries(named_parameters(parts), parts.optimizer)
+    return {
+        "model": {name: value.numpy() for name, value in parts.network.state_dict().items()},
+        "objective": {name: value.numpy() for name, value in parts.objective.state_dict().items()},
+        "optimizer": {name: value.numpy() for name, (_, value) in entries.items()},
+    }
+
+
+def scaler_state(scaler):
+    """The state of the loss scaling as JSON values."""
+    return {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()}
+
+
+def restore(parts, folder, before, optimizer, force):
+    """Puts back what the checkpoint in `folder` holds of objective, optimizer and loss scaling. (The network's weights
+    are loaded when it is built.)
+
+    Args:
+        before: the checkpoint's description.
+        optimizer: --optimizer; another one than the run's starts anew.
+        force: True: what can't be put back starts anew with a note rather than a UserError.
+    """
+    if optimizer == before["args"]["optimizer"]:
+        load = {"objective": restore_objective, "optimizer": restore_optimizer}
+    else:
+        print(f"note: {optimizer} starts anew: it can't use the state of {before['args']['optimizer']}")
+        load = {"objective": restore_objective}
+    for name, function in load.items():
+        try:
+            function(parts, os.path.join(folder, PART_FILES[name]))
+        except UserError as error:
+            what = optimizer if name == "optimizer" else "the loss"
+            if not force:
+                raise UserError(f"{error} (--force=True starts the {name} anew)") from None
+            print(f"note: {what} starts anew: {error}")
+    if before.get("scaler"):
+        scale = np.array(before["scaler"]["scale"], np.float32)
+        parts.scaler.load_state_dict({**before["scaler"], "scale": scale})
+
+
+def restore_optimizer(parts, path):
+    load_optimizer_state(named_parameters(parts), parts.optimizer, weights.read_pickle(path), path)
+
+
+def restore_objective(parts, path):
+    """Puts back the parameters and buffers that the loss owns: all of them or, with a UserError, none."""
+    own = parts.objective.state_dict()
+    if not own:
+        return
+    saved = weights.read_pickle(path)
+    missing = [name for name in own if name not in saved]
+    if missing:
+        raise UserError(f"{path}: incomplete: {len(missing)} entries are missing, such as {missing[0]!r}")
+    for name, here in own.items():
+        if list(np.shape(saved[name])) != list(here.shape):
+            raise UserError(f"{path}: {name!r} is {list(np.shape(saved[name]))} in place of {list(here.shape)}")
+    for name, here in own.items():
+        here.set_value(saved[name])

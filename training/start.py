@@ -1,0 +1,350 @@
+"""How a run of train.py starts, or goes on where an earlier process ended."""
+
+import dataclasses
+import hashlib
+import os
+import random
+
+import numpy as np
+
+import files
+import losses
+import models
+import reader
+import weights
+from models import Settings
+from runtime import parallel, process
+from training import parts as run_parts
+from training.run import LOG_FILE, Progress, Run
+from utility import UserError, boolean, number
+from weights import Weights
+from weights.checkpoint import CONTENT, LINKS, checkpoint_name, read_description, resolve
+
+# Another value of one of these makes a continued run another run.
+SAME_RUN = (
+    *("loss_name", *losses.FLAGS, "alpha", "label_smoothing", "train_batch_size", "samples_each_class"),
+    *("total_images", "min_area", "optimizer", "freeze_bn", "seed"),
+)
+# What a continued run does not take over from the run it continues.
+THIS_PROCESS = ("checkpoint", "force", "overwrite", "model_save_dir", "pretrained_model", "use_gpu", "num_workers")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """What becomes of a run, in the flags' words."""
+
+    num_epochs: int
+    model_save_dir: str = "output"
+    pretrained_model: str = ""
+    overwrite: bool = False
+    force: bool = False
+    eval_every: int = 1
+    eval_at_start: bool = False
+    keep: int = 1
+    save_every: int = 0
+    log_every: int = 10
+    test_batch_size: int = 32
+
+    @property
+    def evaluates(self):
+        return self.eval_every > 0 or self.eval_at_start
+
+    def is_due(self, epoch):
+        """Whether recall is measured after `epoch`."""
+        return self.eval_every > 0 and ((epoch + 1) % self.eval_every == 0 or epoch + 1 == self.num_epochs)
+
+    def is_done(self, progress):
+        """Whether nothing is left to do of the epoch that `progress` is in."""
+        return progress.step == progress.steps and (progress.evaluated or not self.is_due(progress.epoch))
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    flags: dict  # {name: value} of all flags, as in force
+    settings: Settings
+    weights: Weights = None
+    checkpoint: str = ""  # the folder to go on from, or ""
+    before: dict = None  # its description, or None
+
+    @property
+    def labels(self):
+        """The labels of the class indices in the run before, or None."""
+        return self.before["labels"] if self.before else None
+
+
+def add_run_arguments(parser):
+    """Adds the flags of RunSettings, and --checkpoint."""
+    # fmt: off
+    add = parser.add_argument_group("run").add_argument
+    add("--model_save_dir", default="output", help="checkpoints and log go to <model_save_dir>/<model>/")
+    add("--checkpoint", default="", help="continue a run: a checkpoint directory, or latest; auto: latest where "
+        "there is one, else a new run, for jobs that are started again by a scheduler")
+    add("--overwrite", type=boolean, default=False, help="delete an earlier run's checkpoints and log")
+    add("--force", type=boolean, default=False, help="continue with --checkpoint although flags differ from that run's")
+    add("--eval_every", type=number(int, low=0), default=1, help="epochs between evaluations; 0: none, and no best")
+    add("--eval_at_start", type=boolean, default=False, help="evaluate before the first step, too")
+    add("--keep", type=number(int, low=1), default=1, help="newest epochs that stay on disk, beside the best one")
+    add("--save_every", type=number(int, low=0), default=0,
+        help="steps between checkpoints inside an epoch; 0: only at its end. The newest one is kept")
+    add("--log_every", type=number(int, low=1), default=10, help="steps between log lines")
+    # fmt: on
+
+
+# ---------------------------------------------------------------- which run
+
+
+def find_start(flags, typed):
+    """Reads --checkpoint or --pretrained_model and settles what the flags leave open; -> Start.
+
+    Args:
+        flags: {name: value} of all flags; typed: the names of those that were not left at their default.
+
+    Raises: UserError; Stopped where --checkpoint=auto finds nothing left to do.
+    """
+    path, folder = flags["checkpoint"], flags["model_save_dir"]
+    auto = path == "auto"  # the same command starts a run and goes on with it
+    if auto:
+        path = find_latest(folder, flags["model"]) or ""
+        flags = {**flags, "pretrained_model": "" if path else flags["pretrained_model"]}
+    if path and flags["pretrained_model"]:
+        raise UserError("--checkpoint continues a run with its own weights: --pretrained_model has no place beside it")
+    if path == "latest":
+        path = find_latest(folder, flags["model"])
+        if not path:
+            raise UserError(f"{folder}: --checkpoint=latest, but there is no checkpoint to continue")
+    if not path:
+        return new_run({**flags, "checkpoint": ""})
+    start = continue_run({**flags, "checkpoint": resolve(path)}, typed)
+    epochs, progress = start.flags["num_epochs"], read_progress(start.before)
+    settings = RunSettings(num_epochs=epochs, eval_every=start.flags["eval_every"])
+    if settings.is_done(progress) and progress.epoch + 1 >= epochs:
+        if auto:
+            raise process.Stopped(0, f"done before: {start.checkpoint}")
+        raise UserError(
+            f"{start.checkpoint}: has all of its {progress.epoch + 1} epochs: a larger --num_epochs than {epochs} "
+            "goes on"
+        )
+    return start
+
+
+def find_latest(folder, model):
+    """The path of the newest whole checkpoint in --model_save_dir, whatever the link points at, or None."""
+    newest = {name: Run(os.path.join(folder, name)).newest() for name in ([model] if model else models.MODELS)}
+    found = {name: path for name, path in newest.items() if path}
+    if len(found) > 1:
+        raise UserError(f"{folder}: --checkpoint=latest or auto needs --model, one of {', '.join(found)}")
+    return next(iter(found.values()), None)
+
+
+def read_progress(description):
+    """The Progress of a checkpoint's description."""
+    return Progress(**{field.name: description[field.name] for field in dataclasses.fields(Progress)})
+
+
+def new_run(flags):
+    found = None
+    if flags["pretrained_model"]:
+        found = weights.read_weights(flags["pretrained_model"], flags["model"] or models.DEFAULT_MODEL)
+    stored = found.state["settings"] if found and found.state else {}
+    settings = Settings.settle(flags, stored, () if flags["allow_partial"] else ("model",))
+    if not found and parallel.is_first():
+        print("note: no --pretrained_model: training starts from random weights")
+    seed = random.SystemRandom().randrange(2**31) if flags["seed"] is None else flags["seed"]
+    return Start({**flags, **settled_flags(settings), "seed": seed}, settings, found)
+
+
+def settled_flags(settings):
+    return {name: getattr(settings, name) for name in models.SETTLED}
+
+
+def continue_run(flags, typed):
+    """A Start that takes every flag that was not typed over from the run that wrote flags["checkpoint"].
+
+    Raises: UserError where a typed one makes it another run.
+    """
+    path = flags["checkpoint"]
+    state = read_description(path)
+    fixed = ("model", "pooling", "embedding_size") if flags["force"] else models.SETTLED
+    settings = Settings.settle(flags, state["settings"], fixed)
+    before = state["args"]
+    taken = set(before) & set(flags) - typed - set(THIS_PROCESS)  # without flags that are no more
+    flags = {**flags, **settled_flags(settings), **{name: before[name] for name in taken}}
+    settings = settings.with_classes(flags["class_dim"] or 0)
+    if "model_save_dir" not in typed:
+        flags["model_save_dir"] = find_run(path, state)
+    changed = {n: f"--{n}={flags[n]} (was {before[n]})" for n in sorted(typed & set(before) - set(THIS_PROCESS))
+               if flags[n] != before[n]}  # fmt: skip
+    forbidden = [what for name, what in changed.items() if name in SAME_RUN]
+    if forbidden and not flags["force"]:
+        raise UserError(f"{path}: another run: {', '.join(forbidden)}; --force=True continues all the same")
+    if changed:
+        print(f"note: the run goes on with {', '.join(changed.values())}")
+    found = weights.read_weights(path)
+    return Start(flags, settings, found, path, found.state)
+
+
+def find_run(checkpoint, state):
+    """The --model_save_dir of the run that the folder `checkpoint` is in, links followed.
+
+    Raises: UserError where it lies anywhere else: nothing is written around a checkpoint that somebody copied.
+    """
+    model, names = state["settings"]["model"], (checkpoint_name(state), *LINKS)
+    for path in (os.path.normpath(checkpoint), os.path.realpath(checkpoint)):
+        run_dir, name = os.path.split(path)
+        has_log = os.path.isfile(os.path.join(run_dir, LOG_FILE))
+        if name in names and os.path.basename(os.path.abspath(run_dir)) == model and has_log:
+            return os.path.normpath(os.path.join(run_dir, os.pardir))
+    raise UserError(
+        f"--checkpoint={checkpoint}: not in the folder of a run ({model}/ with its {LOG_FILE}): "
+        "--model_save_dir says where to go on"
+    )
+
+
+# ---------------------------------------------------------------- the same data
+
+
+def list_digests(data, start):
+    """{"train_list": digest, "val_list": digest or None} of the lists.
+
+    Raises: UserError where the training list is not that of the run to go on with.
+    """
+    digests = {name: reader.fingerprint(samples) if samples else None for name, samples in named_lists(data)}
+    if start.before and lists_before(data, start)["train_list"] != digests["train_list"] and not start.flags["force"]:
+        raise UserError(
+            f"{start.flags['train_list']}: not the pictures and labels that the run of {start.checkpoint} had; "
+            "--force=True continues all the same"
+        )
+    return digests
+
+
+def named_lists(data):
+    return ("train_list", data.train), ("val_list", data.val)
+
+
+def lists_before(data, start):
+    """The digests of the run to go on with; where that has those of older checkpoints, the lists' of today."""
+    before = {}
+    for name, samples in named_lists(data):
+        before[name] = start.before.get(name)
+        now = reader.fingerprint(samples) if samples else None
+        if before[name] is None or (samples and before[name] == reader.fingerprint(samples, components=1)):
+            before[name] = now
+    return before
+
+
+def check_alike(flags, start, digests):
+    """Raises a UserError, in all of several processes, where they were not started alike.
+
+    As where --checkpoint=latest finds another folder on another machine.
+    """
+    if parallel.world_size() == 1:
+        return
+    own = {*THIS_PROCESS, "data_dir", "train_list", "val_list"}  # each machine may have the lists elsewhere
+    facts = {f"--{name}": value for name, value in flags.items() if name not in own}
+    facts.update({f"the content of --{name}": value for name, value in digests.items()})
+    digest = hashlib.sha256()
+    for name, value in sorted(start.weights.tensors.items()) if start.weights else ():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value))
+    facts["the weights to start from"] = digest.hexdigest()
+    facts["the checkpoint to go on from"] = checkpoint_name(start.before) if start.before else None
+    first, *others = parallel.gather_objects(facts)
+    for rank, other in enumerate(others, 1):
+        different = sorted(name for name in first if first[name] != other[name])
+        if different:
+            raise UserError(
+                f"process {rank} was not started as process 0 was: different are {', '.join(different)}; all "
+                "machines need the same command, and the same files or a folder that they share"
+            )
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def prepare_run(run, start, settings):
+    """Makes the folder of `run` ready; an earlier run in it is only touched with --checkpoint or --overwrite.
+
+    Args:
+        settings: RunSettings.
+    """
+    if os.path.isdir(run.path):
+        run.lock()  # before looking, for another process may be about to save
+    above = os.path.realpath(os.path.dirname(os.path.normpath(start.checkpoint)))
+    places = (above, os.path.dirname(os.path.realpath(start.checkpoint)))
+    same = bool(start.before) and os.path.realpath(run.path) in places
+    later = run.later(checkpoint_name(start.before)) if same else []
+    if later and not settings.overwrite:
+        raise UserError(
+            f"{start.checkpoint}: the run has later checkpoints ({', '.join(later)}): --checkpoint=latest goes on from "
+            "the last, --overwrite=True deletes them, another --model_save_dir keeps them"
+        )
+    if (run.names() or run.copied()) and not same and not settings.overwrite:
+        raise UserError(
+            f"{run.path}: holds an earlier run: continue it with --checkpoint=latest, delete it with --overwrite=True, "
+            "or take another --model_save_dir"
+        )
+    check_room(run, settings, same)
+    for line in files.try_folder(run.path):
+        print(f"note: {run.path}: {line}")
+    run.lock()
+    run.remove_leftovers()
+    if same:
+        run.cut_log(start.before.get("log_bytes"))
+    else:
+        if settings.overwrite:
+            run.set_aside()
+        run.make_way_for_log()
+    for link in LINKS:
+        run.make_way(link)
+    if same:
+        run.point_at("latest", checkpoint_name(start.before))
+        run.remove(later)
+        run.remove_dangling()
+
+
+def check_room(run, settings, same):
+    """Raises a UserError where something that must stay has a name in the folder that the run will need."""
+    taken = run.in_the_way(settings.num_epochs)
+    if taken:
+        raise UserError(
+            f"{taken[0]}: no checkpoint that was written under this name, where the run will write one: move it, or "
+            "take another --model_save_dir"
+        )
+    for name in run.names():
+        foreign = files.foreign_entry(os.path.join(run.path, name), CONTENT)
+        if foreign:
+            print(f"note: {foreign} is not train.py's: the checkpoint that it lies in will not be deleted")
+    path = os.path.realpath(settings.pretrained_model) if settings.pretrained_model else ""
+    if settings.overwrite and not same and path.startswith(os.path.join(os.path.realpath(run.path), "")):
+        raise UserError(
+            f"--pretrained_model={settings.pretrained_model}: lies in the run that --overwrite=True deletes: copy it "
+            "elsewhere, or take another --model_save_dir"
+        )
+
+
+# ---------------------------------------------------------------- what the checkpoint holds
+
+
+def restore(run, start, data, parts):
+    """Puts back what the checkpoint holds of objective, optimizer and loss scaling; -> Progress."""
+    before = start.before
+    folder = start.checkpoint
+    if not os.path.isdir(folder):  # a copied run's latest/ or best/, which has its own name by now
+        folder = os.path.join(run.path, checkpoint_name(before))
+    run_parts.restore(parts, folder, before, start.flags["optimizer"], start.flags["force"])
+    # With --force an epoch may have other steps than the one that was begun: then the next begins.
+    done = before["step"] == before["steps"]
+    step = data.steps if done else min(before["step"], data.steps)
+    progress = dataclasses.replace(read_progress(before), steps=data.steps, step=step, best=None)
+    best = before["best"]
+    if best and lists_before(data, start)["val_list"] != (reader.fingerprint(data.val) if data.val else None):
+        print("note: another --val_list: what was the best on the old one is forgotten")
+        best = None
+    if best and str(best["epoch"]) in run.names():  # not in another folder, or deleted since
+        progress = dataclasses.replace(progress, best=best)
+        if parallel.is_first():
+            run.point_at("best", str(best["epoch"]))
+    process.compare_process(before["process"])
+    return progress

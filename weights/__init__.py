@@ -1,0 +1,38 @@
+"""Weights that somebody has: formats, the names that others give, official files, loading; and our own checkpoint."""
+
+from utility import boolean
+from weights.formats import read_pickle
+from weights.load import Weights, find_weights, layer_size, load_weights, read_weights
+
+__all__ = [
+    "Weights",
+    "add_weight_arguments",
+    "find_weights",
+    "layer_size",
+    "load_weights",
+    "read_pickle",
+    "read_weights",
+]
+
+
+def add_weight_arguments(parser):
+    """Adds the flags that say which weights to start from, alike in all scripts."""
+    group = parser.add_argument_group("weights")
+    group.add_argument(
+        "--pretrained_model",
+        default="",
+        help="weights to start from: a checkpoint directory of train.py (such as output/ResNet50/best); a .pdparams "
+        "file of paddle.vision or PaddleClas, with or without the suffix; a directory of fluid's save_vars with one "
+        "file a variable; a .safetensors file with the names of torchvision or timm; or imagenet: the official "
+        "ImageNet file of --model, downloaded once. Where a stage halves the resolution cannot be seen in a file: "
+        "Caffe and Keras do it in the first 1x1 convolution (va: --model=ResNet50_va); paddle.vision, PaddleClas, "
+        "torchvision, timm and Paddle's own fluid models in the 3x3 (vb: --model=ResNet50). The wrong one loads "
+        "without an error and costs accuracy",
+    )
+    group.add_argument(
+        "--allow_partial",
+        type=boolean,
+        default=False,
+        help="load the tensors of --pretrained_model that fit the backbone, and name the others, rather than refuse "
+        "the file; the others keep their random start",
+    )
