@@ -55,7 +55,7 @@ ifneq ($(PADDLE_INDEX),)
 	$(RUN) -c 'import paddle' 2>/dev/null || $(RUN) -m pip install --quiet paddlepaddle-gpu==3.3.1 -i $(PADDLE_INDEX)
 	grep -v paddlepaddle $(REQUIREMENTS) | $(RUN) -m pip install --quiet -r /dev/stdin
 else
-	$(RUN) -c 'import paddle, cv2, PIL, safetensors' 2>/dev/null || $(RUN) -m pip install --quiet -r $(REQUIREMENTS)
+	$(RUN) -c 'import paddle, cv2, PIL, safetensors, tqdm' 2>/dev/null || $(RUN) -m pip install --quiet -r $(REQUIREMENTS)
 endif
 	touch $@
 
