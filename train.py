@@ -11,7 +11,6 @@ object a line, to train_log.jsonl in the same folder.
 """
 
 import argparse
-import collections
 import dataclasses
 import os
 import time
@@ -26,12 +25,12 @@ import weights
 from retrieval import extraction, metrics
 from runtime import parallel, process
 from training import data, optimizers, start
+from training.job import Job, diverged, record_recall, save, save_or_stop, stopped, what_is_due
 from training.log import StepLog
 from training.optimizers import trained_parameters
-from training.parts import Parts, arrays, scaler_state
+from training.parts import Parts
 from training.run import Progress, Run
-from utility import UserError, fill
-from weights.checkpoint import checkpoint_name, write_description
+from utility import fill
 
 
 def parse_args():
@@ -47,23 +46,6 @@ def parse_args():
     args, typed = utility.parse_typed(parser)
     args.train_batch_size = args.train_batch_size or args.batch_size
     return args, typed | ({"train_batch_size"} if "batch_size" in typed else set())
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A run of training: what stays the same from its first step to its last."""
-
-    run: Run
-    data: data.Data
-    parts: Parts
-    settings: start.RunSettings
-    reading: reader.Reading
-    batching: data.Batching
-    schedule: optimizers.Schedule
-    freeze_bn: bool
-    amp: str  # float16, bfloat16 or None
-    signals: process.Signals
-    description: dict  # what checkpoints say beside how far the run is
 
 
 def main():
@@ -86,7 +68,7 @@ def main():
     paddle = process.start_paddle(args.use_gpu, args.seed, args.deterministic)
     from losses.objective import Objective
 
-    amp = amp_type(args.amp)
+    amp = process.amp_type(args.amp)
     network_settings = begin.settings.with_classes(args.class_dim)
     network = build_network(network_settings, begin, args.zero_init_residual, args.with_mem_opt, args.allow_partial)
     if args.freeze_bn:
@@ -138,24 +120,6 @@ def build_network(settings, begin, zero_init_residual, with_mem_opt, allow_parti
     return network
 
 
-def amp_type(asked):
-    """float16 or bfloat16 where there is mixed precision, else None.
-
-    Raises: UserError where the GPU lacks the type: Paddle would train in float32 after one warning.
-    """
-    import paddle
-
-    if asked == "off":
-        return None
-    if not process.on_gpu():
-        print("note: --amp works on a GPU only: training in float32")
-        return None
-    if not getattr(paddle.amp, f"is_{asked}_supported")():
-        other = "float16" if asked == "bfloat16" else "off"
-        raise UserError(f"--amp={asked}: this GPU can't compute in {asked}: take --amp={other}")
-    return asked
-
-
 # ---------------------------------------------------------------- training
 
 
@@ -187,10 +151,11 @@ def train_epoch(job, progress):
     import paddle
 
     network, objective, optimizer, scaler = job.parts
-    parameters = trained_parameters(network, objective)
     network.train()
     if job.freeze_bn:
         network.freeze_batch_norm()
+    shared, owned = trained_parameters(network), trained_parameters(objective)
+    statistics = [] if job.freeze_bn else network.batch_norm_statistics()
     epoch, steps, bad = progress.epoch, progress.steps, []
     finite, steplog = optimizers.FiniteCheck(), StepLog(job.run)
     batches = data.training_batches(job.data, job.batching, job.reading, progress)
@@ -215,15 +180,15 @@ def train_epoch(job, progress):
         paddle.seed(seed % 2**31)
         figures = objective(embedding, logits, label)
 
-        # Gradients of all processes, and the running statistics, for each normalises by its own pictures.
+        # Gradients of all processes; and the running statistics, for each has normalised by its own pictures.
         scaler.scale(figures["loss"]).backward()
-        parallel.sum_gradients(trained_parameters(network))
-        parallel.average_gradients(trained_parameters(objective))
-        parallel.average([] if job.freeze_bn else network.batch_norm_statistics())
+        parallel.sum_gradients(shared)
+        parallel.average_gradients(owned)
+        parallel.average(statistics)
 
         # Step. On the CPU what is not finite is seen before it reaches the weights; on a GPU reading it would stall
         # every step: it is looked at with the log and before a checkpoint. The scaler sees an overflow of its own.
-        finite.add(figures["loss"], [] if scaler.is_enable() else parameters)
+        finite.add(figures["loss"], [] if scaler.is_enable() else shared + owned)
         progress = progress.at_step(step + 1)
         due = what_is_due(job, progress)
         if due.look and not finite.is_finite():
@@ -240,62 +205,6 @@ def train_epoch(job, progress):
     if parallel.is_first():
         reader.report_bad_images(job.data.train, bad)
     return progress
-
-
-# due: log: print a line; save: write a checkpoint inside the epoch; look: read what the device has computed.
-Due = collections.namedtuple("Due", "log save look")
-
-
-def what_is_due(job, progress):
-    """What is to be done beside a step when it is the one before `progress`."""
-    settings, last = job.settings, progress.step == progress.steps
-    log = last or (progress.step - 1) % settings.log_every == 0
-    save = not last and settings.save_every > 0 and progress.step % settings.save_every == 0
-    return Due(log, save, log or save or not process.on_gpu())
-
-
-def save_or_stop(job, progress, due, finite):
-    """Writes a checkpoint inside an epoch where one is due or a signal has come. Raises: Stopped after a signal."""
-    # Several processes stop at the same step; on GPUs they ask each other at log lines only.
-    signal = parallel.largest(job.signals.number) if due.look or parallel.world_size() == 1 else 0
-    if progress.step == progress.steps or not (due.save or signal):
-        return
-    if not finite.is_finite():
-        raise diverged(job, progress)
-    path = save(job, progress)
-    if signal:
-        raise stopped(signal, path)
-
-
-def save(job, progress):
-    """Writes the checkpoint of `progress`; -> its path. Of several processes the first does so, and all wait."""
-    described = describe(job, progress)
-    if parallel.is_first():
-        job.run.save(arrays(job.parts), described)
-        job.run.remove_old(job.settings.keep)
-    parallel.meet("a checkpoint")
-    return os.path.join(job.run.path, checkpoint_name(described))
-
-
-def describe(job, progress):
-    """What a checkpoint says of the run."""
-    changing = {"scaler": scaler_state(job.parts.scaler), "log_bytes": job.run.log_size()}
-    return {**job.description, **dataclasses.asdict(progress), **changing}
-
-
-def diverged(job, progress):
-    lr = optimizers.rate_of_step(job.schedule, progress.epoch, progress.step - 1, progress.steps)
-    return UserError(
-        f"the loss or a gradient became NaN or infinite in pass {progress.epoch}, trainbatch {progress.step - 1}; last "
-        f"good checkpoint: {job.run.newest() or 'none yet'}; try a smaller --lr than {lr:g}, --warmup_epochs=1"
-        + (", --amp=bfloat16" if job.amp == "float16" else "")
-    )
-
-
-def stopped(signal, path):
-    """What ends the run after a signal; `path`: the checkpoint to go on from, or None."""
-    saved = f"saved {path}; --checkpoint=latest goes on from there" if path else "nothing to save yet"
-    return process.Stopped(128 + signal, f"stopped: {saved}")
 
 
 # ---------------------------------------------------------------- evaluation
@@ -323,14 +232,6 @@ def evaluate(job, epoch):
     count, classes = len(found.index), len(np.unique(val.labels))
     print(f"Pass {epoch}, {recalls}, {count} images of {classes} classes, time {seconds:.2f} sec")
     return result["recall@1"]
-
-
-def record_recall(job, progress):
-    """Adds the evaluation of an epoch to its checkpoint, and points `best` at the best."""
-    described = describe(job, progress)
-    write_description(os.path.join(job.run.path, checkpoint_name(described)), described)
-    job.run.point_at("best", str(progress.best["epoch"]))
-    job.run.remove_old(job.settings.keep)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ positives and negatives from the labels. It may own
 
 * parameters (proxies, class weights, a learned margin), which are optimised at `learning_rate_scale` times the rate of
   the network, an attribute of the loss (1 where it has none);
-* buffers (a memory of earlier embeddings: `register_buffer`), which it changes as it likes in `forward`.
+* buffers (a memory of earlier embeddings: `register_buffer`), which it changes in `forward` with
+  `paddle.assign(..., output=self.buffer)`; what the gradient needs of one is then to be taken from its `clone()`.
 
 Both are saved with the checkpoint and continued to the bit. Of several processes each computes the same loss of the
 whole batch, so that what the loss owns is the same in all.

@@ -227,6 +227,24 @@ def on_gpu():
     return paddle.is_compiled_with_cuda() and paddle.get_device().startswith("gpu")
 
 
+def amp_type(asked):
+    """float16 or bfloat16 where there is mixed precision, else None.
+
+    Raises: UserError where the GPU lacks the type: Paddle would train in float32 after one warning.
+    """
+    import paddle
+
+    if asked == "off":
+        return None
+    if not on_gpu():
+        print("note: --amp works on a GPU only: training in float32")
+        return None
+    if not getattr(paddle.amp, f"is_{asked}_supported")():
+        other = "float16" if asked == "bfloat16" else "off"
+        raise UserError(f"--amp={asked}: this GPU can't compute in {asked}: take --amp={other}")
+    return asked
+
+
 def to_device(array):
     """A NumPy array as a tensor on the current device; on a GPU the copy goes on while the caller does."""
     import paddle

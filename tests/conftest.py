@@ -13,14 +13,14 @@ from PIL import Image, ImageDraw
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-import utility
+from runtime import process
 
 # What the scripts keep for the next run, they keep here rather than in the cache of whoever runs the tests.
 CACHE = tempfile.TemporaryDirectory()
 os.environ["DEEP_METRIC_LEARNING_CACHE"] = CACHE.name
 # Two test processes share the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-utility.start_paddle()
+process.start_paddle()
 
 Birds = collections.namedtuple("Birds", "root train_list val_list lists")
 

@@ -1,0 +1,96 @@
+"""A run in progress: what it is made of, and what is done beside its steps."""
+
+import collections
+import dataclasses
+import os
+
+from reader import Reading
+from runtime import parallel, process
+from training import optimizers
+from training.data import Batching, Data
+from training.parts import Parts, arrays, scaler_state
+from training.run import Run
+from training.start import RunSettings
+from utility import UserError
+from weights.checkpoint import checkpoint_name, write_description
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run of training: what stays the same from its first step to its last."""
+
+    run: Run
+    data: Data
+    parts: Parts
+    settings: RunSettings
+    reading: Reading
+    batching: Batching
+    schedule: optimizers.Schedule
+    freeze_bn: bool
+    amp: str  # float16, bfloat16 or None
+    signals: process.Signals
+    description: dict  # what checkpoints say beside how far the run is
+
+
+# due: log: print a line; save: write a checkpoint inside the epoch; look: read what the device has computed.
+Due = collections.namedtuple("Due", "log save look")
+
+
+def what_is_due(job, progress):
+    """What is to be done beside a step when it is the one before `progress`."""
+    settings, last = job.settings, progress.step == progress.steps
+    log = last or (progress.step - 1) % settings.log_every == 0
+    save = not last and settings.save_every > 0 and progress.step % settings.save_every == 0
+    return Due(log, save, log or save or not process.on_gpu())
+
+
+def save_or_stop(job, progress, due, finite):
+    """Writes a checkpoint inside an epoch where one is due or a signal has come. Raises: Stopped after a signal."""
+    # Several processes stop at the same step; on GPUs they ask each other at log lines only.
+    signal = parallel.largest(job.signals.number) if due.look or parallel.world_size() == 1 else 0
+    if progress.step == progress.steps or not (due.save or signal):
+        return
+    if not finite.is_finite():
+        raise diverged(job, progress)
+    path = save(job, progress)
+    if signal:
+        raise stopped(signal, path)
+
+
+def save(job, progress):
+    """Writes the checkpoint of `progress`; -> its path. Of several processes the first does so, and all wait."""
+    described = describe(job, progress)
+    if parallel.is_first():
+        job.run.save(arrays(job.parts), described)
+        job.run.remove_old(job.settings.keep)
+    parallel.meet("a checkpoint")
+    return os.path.join(job.run.path, checkpoint_name(described))
+
+
+def describe(job, progress):
+    """What a checkpoint says of the run."""
+    changing = {"scaler": scaler_state(job.parts.scaler), "log_bytes": job.run.log_size()}
+    return {**job.description, **dataclasses.asdict(progress), **changing}
+
+
+def diverged(job, progress):
+    lr = optimizers.rate_of_step(job.schedule, progress.epoch, progress.step - 1, progress.steps)
+    return UserError(
+        f"the loss or a gradient became NaN or infinite in pass {progress.epoch}, trainbatch {progress.step - 1}; last "
+        f"good checkpoint: {job.run.newest() or 'none yet'}; try a smaller --lr than {lr:g}, --warmup_epochs=1"
+        + (", --amp=bfloat16" if job.amp == "float16" else "")
+    )
+
+
+def stopped(signal, path):
+    """What ends the run after a signal; `path`: the checkpoint to go on from, or None."""
+    saved = f"saved {path}; --checkpoint=latest goes on from there" if path else "nothing to save yet"
+    return process.Stopped(128 + signal, f"stopped: {saved}")
+
+
+def record_recall(job, progress):
+    """Adds the evaluation of an epoch to its checkpoint, and points `best` at the best."""
+    described = describe(job, progress)
+    write_description(os.path.join(job.run.path, checkpoint_name(described)), described)
+    job.run.point_at("best", str(progress.best["epoch"]))
+    job.run.remove_old(job.settings.keep)
