@@ -3,12 +3,12 @@
 import os
 import re
 
-import checkpoints
 import pytest
 from conftest import read_rows, run
 
 import losses
 import models
+from weights.checkpoint import read_description
 
 SMALL = ["--model=ResNet8", "--image_shape=3,32,32", "--use_gpu=False"]
 QUICK = [*SMALL, "--num_epochs=1", "--train_batch_size=8", "--samples_each_class=2", "--lr=0.01", "--seed=3"]
@@ -211,7 +211,7 @@ def test_going_back_to_an_earlier_epoch(birds, tmp_path):
     assert "the run has later checkpoints (1, 2)" in message and "--overwrite=True deletes them" in message
     run("train.py", *flags, "--overwrite=True")
     for epoch in (1, 2, 3):  # those of the other branch have gone
-        assert checkpoints.read_checkpoint_state(f"{tmp_path}/ResNet8/{epoch}")["args"]["num_epochs"] == 4
+        assert read_description(f"{tmp_path}/ResNet8/{epoch}")["args"]["num_epochs"] == 4
 
 
 def test_odd_lists_and_outputs(birds, trained, tmp_path):

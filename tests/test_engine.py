@@ -1,21 +1,20 @@
-"""The inference engine against the network itself, what it keeps beside the weights, and the exported model."""
+"""The inference engine against the network itself, and what it keeps."""
 
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import types
 
-import engine
 import numpy as np
 import paddle
 import pytest
 from conftest import run
 
 import models
-import utility
+from retrieval import engine
+from retrieval.engine import EngineOptions
+from runtime import process
 from utility import UserError
 
 SHAPE = [3, 32, 32]
@@ -66,9 +65,6 @@ def no_trace(monkeypatch):
     return lambda: monkeypatch.setattr(engine, "trace", fail)
 
 
-# ---------------------------------------------------------------- the function
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -115,7 +111,7 @@ def test_bf16_is_near(network):
 
 
 def test_outputs_that_are_off_are_refused(network, monkeypatch):
-    load = engine._load
+    load = engine.load
 
     def load_wrong(*args):
         right = load(*args)
@@ -123,12 +119,9 @@ def test_outputs_that_are_off_are_refused(network, monkeypatch):
         wrong.threads = 1
         return wrong
 
-    monkeypatch.setattr(engine, "_load", load_wrong)
+    monkeypatch.setattr(engine, "load", load_wrong)
     with pytest.raises(RuntimeError, match=r"its outputs are off by 0\.01"):
         engine.compile_network(network, SHAPE)
-
-
-# ---------------------------------------------------------------- what is kept
 
 
 def kept(folder):
@@ -223,39 +216,25 @@ def test_two_processes_that_write_at_once(network, tmp_path, monkeypatch):
     assert kept(tmp_path) == [engine.model_key(network, SHAPE)]
 
 
-# ---------------------------------------------------------------- when it is used
-
-
-def arguments(**changes):
-    values = {
-        "engine": "auto",
-        "precision": "float32",
-        "image_shape": SHAPE,
-        "pretrained_model": "",
-        "model": "ResNet8",
-    }
-    return types.SimpleNamespace(**{**values, **changes})
-
-
 def test_short_lists_and_eager_run_the_network_itself(network):
     enough = engine.MIN_PIXELS // 32**2
-    assert engine.prepare(network, arguments(), enough - 1) is network
-    assert engine.prepare(network, arguments(engine="eager"), enough) is network
-    assert engine.prepare(network, arguments(), enough) is not network
-    assert engine.prepare(network, arguments(engine="inference"), 1) is not network
+    assert engine.prepare(network, EngineOptions(), SHAPE, enough - 1) is network
+    assert engine.prepare(network, EngineOptions(engine="eager"), SHAPE, enough) is network
+    assert engine.prepare(network, EngineOptions(), SHAPE, enough) is not network
+    assert engine.prepare(network, EngineOptions(engine="inference"), SHAPE, 1) is not network
     with pytest.raises(UserError, match="leave out --engine=eager"):
-        engine.prepare(network, arguments(engine="eager", precision="bf16"), 1)
+        engine.prepare(network, EngineOptions(engine="eager", precision="bf16"), SHAPE, 1)
 
 
 def test_one_warning_where_the_engine_cannot_be_used(network, no_trace, capsys):
     no_trace()
-    assert engine.prepare(network, arguments(engine="inference"), 1) is network
+    assert engine.prepare(network, EngineOptions(engine="inference"), SHAPE, 1) is network
     assert capsys.readouterr() == ("", "warning: running without the inference engine, slower: tracing failed\n")
 
 
 def test_bf16_on_a_cpu_without_it(network, monkeypatch, capsys):
-    monkeypatch.setattr(utility, "cpu_flags", lambda: {"avx2"})
-    assert engine.prepare(network, arguments(precision="bf16"), 1) is network
+    monkeypatch.setattr(process, "cpu_flags", lambda: {"avx2"})
+    assert engine.prepare(network, EngineOptions(precision="bf16"), SHAPE, 1) is network
     note = "note: --precision=bf16, but this CPU has no instructions for it: running in float32\n"
     assert capsys.readouterr().err == note
 
@@ -266,9 +245,9 @@ def test_models_are_kept_in_the_cache_folder_alone(tmp_path, monkeypatch):
     checkpoint.mkdir(parents=True)
     (checkpoint / "model.pdparams").write_bytes(b"")
     (tmp_path / "run" / "best").symlink_to("7")
-    (folder,) = engine.model_folders(arguments(pretrained_model=str(tmp_path / "run" / "best")))
+    (folder,) = engine.model_folders(str(tmp_path / "run" / "best" / "model.pdparams"))
     assert os.path.dirname(folder) == str(tmp_path / "cache" / "inference")
-    assert engine.model_folders(arguments()) == []
+    assert engine.model_folders("") == []
 
 
 def test_what_is_not_ours_in_the_cache_stays(network, tmp_path):
@@ -279,7 +258,7 @@ def test_what_is_not_ours_in_the_cache_stays(network, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def weights_file(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("weights") / "small.pdparams")
     network = make_network(pooling="max")
     paddle.save({name: value.numpy() for name, value in network.state_dict().items()}, path)
@@ -287,17 +266,17 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def features(birds, weights, tmp_path_factory):
+def features(birds, weights_file, tmp_path_factory):
     """What infer.py writes without the engine, and its lines."""
     path = str(tmp_path_factory.mktemp("features") / "f.npz")
-    result = run("infer.py", *SMALL, *birds.lists, f"--pretrained_model={weights}", "--pooling=max",
+    result = run("infer.py", *SMALL, *birds.lists, f"--pretrained_model={weights_file}", "--pooling=max",
                  f"--feature_file={path}", "--engine=eager")  # fmt: skip
-    assert not os.path.exists(f"{weights}.inference")
+    assert not os.path.exists(f"{weights_file}.inference")
     return np.load(path)["features"], re.findall("^Test-.*", result.stdout, re.MULTILINE)
 
 
-def test_scripts_give_the_same_through_the_engine(birds, weights, features, tmp_path):
-    common = [*SMALL, *birds.lists, f"--pretrained_model={weights}", "--pooling=max", "--engine=inference"]
+def test_scripts_give_the_same_through_the_engine(birds, weights_file, features, tmp_path):
+    common = [*SMALL, *birds.lists, f"--pretrained_model={weights_file}", "--pooling=max", "--engine=inference"]
     result = run("infer.py", *common, f"--feature_file={tmp_path}/f.npz", "--batch_size=7")
     found = np.load(tmp_path / "f.npz")["features"]
     assert np.linalg.norm(found - features[0]) < 1e-4 * np.linalg.norm(features[0])
@@ -312,95 +291,3 @@ def test_scripts_give_the_same_through_the_engine(birds, weights, features, tmp_
     run("eval.py", *common, "--engine=eager", f"--output_json={outputs[1]}")
     figures = [json.loads(path.read_text()) for path in outputs]
     assert figures[0]["recall@1"] == figures[1]["recall@1"] and figures[0]["MAP@R"] == figures[1]["MAP@R"]
-
-
-# ---------------------------------------------------------------- the exported model
-
-ALONE = """
-import json, sys
-import numpy as np
-from paddle import inference
-
-description = json.load(open("description.json"))
-predictor = inference.create_predictor(inference.Config(*description["files"]))
-image = predictor.get_input_handle(description["input"]["name"])
-pictures = np.load(sys.argv[1])
-image.reshape(pictures.shape)
-image.copy_from_cpu(pictures)
-predictor.run()
-np.save(sys.argv[2], predictor.get_output_handle(description["output"]["name"]).copy_to_cpu())
-assert not any(name in sys.modules for name in ("models", "utility", "reader", "engine"))
-"""
-
-
-def test_an_exported_model_runs_on_its_own(weights, features, birds, tmp_path):
-    folder = tmp_path / "new" / "exported"
-    result = run("infer.py", *SMALL, f"--pretrained_model={weights}", "--pooling=max", "--test_transform=resize",
-                 f"--export_dir={folder}")  # fmt: skip
-    assert result.stderr == "" and f"wrote the model to {folder}" in result.stdout and "Test-0" not in result.stdout
-    description = json.loads((folder / "description.json").read_text())
-    assert sorted(os.listdir(folder)) == sorted([*description["files"], "README.md", "description.json"])
-    assert os.listdir(folder.parent) == ["exported"]
-    assert description["input"]["shape"] == ["N", 32, 32, 3] and description["output"]["shape"] == ["N", 64]
-    assert description["transform"]["name"] == "resize" and description["model"] == "ResNet8"
-
-    np.save(tmp_path / "in.npy", pictures(5))
-    (tmp_path / "alone.py").write_text(ALONE)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, str(tmp_path / "alone.py"), str(tmp_path / "in.npy"), str(tmp_path / "out.npy")]
-    subprocess.run(command, cwd=folder, check=True, env=environment, capture_output=True)
-    found = np.load(tmp_path / "out.npy")
-    wanted, _ = eager(make_network(pooling="max"), pictures(5))
-    np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), rtol=1e-4, atol=1e-5)
-
-
-def test_an_export_beside_features_and_over_an_older_one(weights, features, birds, tmp_path):
-    for _ in range(2):
-        run("infer.py", *SMALL, *birds.lists, f"--pretrained_model={weights}", "--pooling=max",
-            f"--export_dir={tmp_path}/e/", f"--feature_file={tmp_path}/f.npz")  # fmt: skip
-    np.testing.assert_allclose(np.load(tmp_path / "f.npz")["features"], features[0], rtol=1e-5, atol=1e-6)
-    assert sorted(os.listdir(tmp_path)) == ["e", "f.npz"]
-
-
-def test_an_export_is_whole_or_nothing(network, tmp_path, no_trace, capfd):
-    settings = arguments(pooling="avg", test_transform="resize")
-    target = tmp_path / "e"
-    target.mkdir()  # an empty folder is taken
-    engine.check_export_folder(str(target))
-    engine.export(network, str(target), settings, np.array([3, 5]))
-    assert json.loads((target / "description.json").read_text())["trained_labels"] == [3, 5]
-    before = {name: (target / name).read_bytes() for name in os.listdir(target)}
-    no_trace()
-    with pytest.raises(UserError, match="nothing written: tracing failed"):
-        engine.export(network, str(target), settings)
-    assert os.listdir(tmp_path) == ["e"] and before == {n: (target / n).read_bytes() for n in os.listdir(target)}
-    assert capfd.readouterr() == ("", "")
-
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match="holds other files"):
-        engine.check_export_folder(str(tmp_path / "own"))
-    # A description alone does not make a folder ours, nor does an export with something beside it.
-    (tmp_path / "own" / "description.json").write_text("{}")
-    with pytest.raises(UserError, match="holds other files"):
-        engine.check_export_folder(str(tmp_path / "own"))
-    (target / "notes.txt").write_text("")
-    with pytest.raises(UserError, match="holds other files"):
-        engine.check_export_folder(str(target))
-    with pytest.raises(UserError, match="a file, not a folder"):
-        engine.check_export_folder(str(tmp_path / "own" / "thesis.tex"))
-
-
-def test_an_exported_model_in_onnx_runtime(tmp_path):
-    pytest.importorskip("paddle2onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
-    network = make_network(pooling="avg+max", embedding_size=16)
-    engine.export(network, str(tmp_path / "e"), arguments(pooling="avg+max", test_transform="resize"))
-    program, parameters = json.loads((tmp_path / "e" / "description.json").read_text())["files"]
-    command = [sys.executable, "-m", "paddle2onnx.command", f"--model_dir={tmp_path}/e", f"--model_filename={program}"]
-    command += [f"--params_filename={parameters}", f"--save_file={tmp_path}/model.onnx"]
-    subprocess.run(command, check=True, capture_output=True)
-    session = onnxruntime.InferenceSession(f"{tmp_path}/model.onnx", providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {session.get_inputs()[0].name: pictures(5)})
-    wanted, _ = eager(network, pictures(5))
-    np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), rtol=1e-4, atol=1e-5)

@@ -12,17 +12,20 @@ import subprocess
 import sys
 import time
 import traceback
+import types
 
-import checkpoints
 import numpy as np
 import paddle
 import pytest
-import resume
 from conftest import ROOT, listing, read_rows, run
 from PIL import Image
 
 import models
-import train as train_script
+import weights
+from training import job, optimizers
+from training.parts import Parts, arrays
+from training.run import LOG_FILE, Progress, Run
+from weights import checkpoint
 
 TINY = ["--model=ResNet8", "--image_shape=3,32,32", "--train_batch_size=8", "--samples_each_class=2", "--lr=0.01",
         "--seed=3", "--use_gpu=False", "--log_every=1"]  # fmt: skip
@@ -52,18 +55,18 @@ def wait_for_steps(process, count):
 
 def figures(folder):
     """The log without times and starts, as it must be whatever came between."""
-    with open(os.path.join(folder, "ResNet8", checkpoints.LOG_FILE)) as file:
+    with open(os.path.join(folder, "ResNet8", LOG_FILE)) as file:
         records = [json.loads(line) for line in file]
     times = ("sec", "img_per_sec", "data_wait", "peak_memory")
     return [{k: v for k, v in record.items() if k not in times} for record in records if "epoch" in record]
 
 
 def assert_same_run(folder, other, name):
-    for file_name in (checkpoints.WEIGHTS_FILE, checkpoints.OPTIMIZER_FILE):
-        a, b = (models.read_pickle(os.path.join(f, "ResNet8", name, file_name)) for f in (folder, other))
+    for file_name in (checkpoint.WEIGHTS_FILE, checkpoint.OPTIMIZER_FILE):
+        a, b = (weights.read_pickle(os.path.join(f, "ResNet8", name, file_name)) for f in (folder, other))
         assert list(a) == list(b) and all(np.asarray(a[key]).tobytes() == np.asarray(b[key]).tobytes() for key in a)
     assert figures(folder) == figures(other)
-    a, b = (checkpoints.read_checkpoint_state(os.path.join(f, "ResNet8", name)) for f in (folder, other))
+    a, b = (checkpoint.read_description(os.path.join(f, "ResNet8", name)) for f in (folder, other))
     assert a["best"] == b["best"] and a["evaluated"] and b["evaluated"]
     assert os.readlink(os.path.join(folder, "ResNet8", "best")) == os.readlink(os.path.join(other, "ResNet8", "best"))
 
@@ -111,7 +114,7 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(birds, tmp_path, number, statu
     _, err = process.communicate()
     assert process.returncode == status
     saved = re.search(r"^stopped: saved (\S+); --checkpoint=latest goes on from there$", err, re.MULTILINE)[1]
-    assert re.search(r"ResNet8/[01]_\d+$", saved) and os.path.exists(f"{saved}/{checkpoints.WEIGHTS_FILE}")
+    assert re.search(r"ResNet8/[01]_\d+$", saved) and os.path.exists(f"{saved}/{checkpoint.WEIGHTS_FILE}")
     assert os.path.samefile(saved, tmp_path / "stopped" / "ResNet8" / "latest")
     run("eval.py", *birds.lists, f"--pretrained_model={saved}", "--use_gpu=False")
     run("train.py", f"--checkpoint={saved}")
@@ -136,15 +139,15 @@ def test_a_run_killed_in_its_evaluation_makes_up_for_it(birds, tmp_path):
     process = start(birds, tmp_path / "killed", "--num_epochs=2")
     assert process.wait() == 0, process.stderr.read()
     path = tmp_path / "killed" / "ResNet8" / "1"
-    state = checkpoints.read_checkpoint_state(path)
-    with open(path.parent / checkpoints.LOG_FILE) as file:
+    state = checkpoint.read_description(path)
+    with open(path.parent / LOG_FILE) as file:
         lines = file.readlines()
     assert '"eval"' in lines[-1]
     state.update(evaluated=False, best=None, log_bytes=len("".join(lines[:-1])))
-    checkpoints.write_checkpoint_state(path, state)
+    checkpoint.write_description(path, state)
     os.remove(path.parent / "best")
     run("train.py", f"--model_save_dir={tmp_path}/killed", "--checkpoint=latest")
-    with open(path.parent / checkpoints.LOG_FILE) as file:
+    with open(path.parent / LOG_FILE) as file:
         assert sum('"eval"' in line for line in file) == 2
     assert os.readlink(path.parent / "best") == "1"
     assert "has all of its 2 epochs" in run("train.py", f"--checkpoint={path}", status=2).stderr
@@ -168,12 +171,12 @@ def test_a_run_that_goes_on_in_another_folder_or_with_other_steps(birds, tmp_pat
     flags = [f"--checkpoint={tmp_path}/a/ResNet8/0", "--eval_every=1"]
     out = run("train.py", *flags, f"--model_save_dir={tmp_path}/b", "--num_epochs=2").stdout
     assert re.findall(r"^Pass (\d), recall", out, re.MULTILINE) == ["0", "1"]
-    assert checkpoints.checkpoint_names(tmp_path / "b" / "ResNet8") == ["0", "1"]
+    assert Run(tmp_path / "b" / "ResNet8").names() == ["0", "1"]
     process = start(birds, tmp_path / "c", "--num_epochs=2", "--save_every=4", "--total_images=80")
     assert wait_for_steps(process, 6)
     process.kill()
     process.communicate()
-    assert checkpoints.checkpoint_names(tmp_path / "c" / "ResNet8")[-1].startswith("0_")
+    assert Run(tmp_path / "c" / "ResNet8").names()[-1].startswith("0_")
     flags = [f"--model_save_dir={tmp_path}/c", "--checkpoint=latest", "--total_images=8", "--force=True"]
     out = run("train.py", *flags).stdout
     assert re.findall(r"^Pass (\d), recall", out, re.MULTILINE) == ["0", "1"]
@@ -200,7 +203,7 @@ def test_more_epochs_say_what_becomes_of_the_learning_rate(birds, tmp_path, flag
 
 def test_what_is_missing_in_the_optimizers_file_is_named(birds, trained, tmp_path):
     shutil.copytree(trained / "ResNet8", tmp_path / "ResNet8", symlinks=True)
-    path = tmp_path / "ResNet8" / "0" / checkpoints.OPTIMIZER_FILE
+    path = tmp_path / "ResNet8" / "0" / checkpoint.OPTIMIZER_FILE
     saved = paddle.load(str(path), return_numpy=True)
     lost = sorted(saved)[0]
     flags = ["--model=ResNet8", f"--model_save_dir={tmp_path}", "--checkpoint=latest", "--num_epochs=2"]
@@ -231,7 +234,7 @@ def test_a_checkpoint_outside_a_run_needs_a_place(birds, trained, tmp_path):
 def test_digests_of_before_are_still_read(birds, trained, tmp_path):
     """Digests of base names and class indices."""
     shutil.copytree(trained / "ResNet8", tmp_path / "ResNet8", symlinks=True)
-    path = tmp_path / "ResNet8" / "0" / checkpoints.CHECKPOINT_FILE
+    path = tmp_path / "ResNet8" / "0" / checkpoint.DESCRIPTION
     state = json.loads(path.read_text())
     digest = hashlib.sha256()
     for row in read_rows(birds.train_list):
@@ -264,29 +267,30 @@ def network_and_optimizer():
 def test_ended_at_any_system_call_the_last_checkpoint_is_there(tmp_path):
     """A process that ends, as by kill -9, before each single thing that saving, recording and cleaning do to files."""
     network, optimizer = network_and_optimizer()
-    run_dir = str(tmp_path / "run")
-
-    def state(epoch, step):
-        return {"epoch": epoch, "step": step, "steps": 4, "evaluated": False, "best": None}
+    run = Run(tmp_path / "run")
+    run_dir = run.path
+    parts = Parts(network, paddle.nn.Layer(), optimizer, paddle.amp.GradScaler(enable=False))
+    description = {"settings": {}}
+    settings = types.SimpleNamespace(keep=1)
+    work_job = types.SimpleNamespace(run=run, parts=parts, settings=settings, description=description)
 
     def work():
         """What a run does to its folder, from its start after a kill."""
-        checkpoints.lock(run_dir)
-        checkpoints.remove_leftovers(run_dir)
-        with open(os.path.join(run_dir, checkpoints.LOG_FILE), "a") as file:
+        run.lock()
+        run.remove_leftovers()
+        with open(os.path.join(run_dir, LOG_FILE), "a") as file:
             file.write("line\n")
         for epoch, step in ((1, 2), (1, 4), (2, 1)):
-            checkpoints.save_checkpoint(run_dir, network, optimizer, state(epoch, step))
+            progress = Progress(4, epoch, step)
+            job.save(work_job, progress)
             if step == 4:
-                resume.record_recall(args, run_dir, state(epoch, step), 0.5)
-            checkpoints.remove_old_checkpoints(run_dir, 1)
+                job.record_recall(work_job, progress.with_recall(0.5))
 
-    args = type("Args", (), {"keep": 1})
     deaths = 0
     while True:
         shutil.rmtree(run_dir, ignore_errors=True)
         os.makedirs(run_dir)
-        checkpoints.save_checkpoint(run_dir, network, optimizer, state(0, 4))
+        run.save(arrays(parts), job.describe(work_job, Progress(4, 0, 4)))
         child = os.fork()
         if child == 0:
             left = deaths
@@ -309,17 +313,17 @@ def test_ended_at_any_system_call_the_last_checkpoint_is_there(tmp_path):
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert status in (0, 9)
-        names = checkpoints.checkpoint_names(run_dir)
+        names = run.names()
         assert names
         for name in names:  # all that look whole are whole
             path = os.path.join(run_dir, name)
-            assert checkpoints.checkpoint_name(checkpoints.read_checkpoint_state(path)) == name
-            for file_name in (checkpoints.WEIGHTS_FILE, checkpoints.OPTIMIZER_FILE):
-                models.read_pickle(os.path.join(path, file_name))
+            assert checkpoint.checkpoint_name(checkpoint.read_description(path)) == name
+            for file_name in (checkpoint.WEIGHTS_FILE, checkpoint.OPTIMIZER_FILE):
+                weights.read_pickle(os.path.join(path, file_name))
         latest = os.path.join(run_dir, "latest")
-        assert not os.path.lexists(latest) or os.path.exists(os.path.join(latest, checkpoints.CHECKPOINT_FILE))
+        assert not os.path.lexists(latest) or os.path.exists(os.path.join(latest, checkpoint.DESCRIPTION))
         work()  # the next start
-        assert sorted(os.listdir(run_dir)) == ["1", "2_1", "best", "latest", checkpoints.LOG_FILE]
+        assert sorted(os.listdir(run_dir)) == ["1", "2_1", "best", "latest", LOG_FILE]
         if status == 0:
             break
         deaths += 1
@@ -366,7 +370,7 @@ def test_a_full_disk(birds, tmp_path, small_disk):
         err.splitlines()[-1],
     ), err
     assert "Traceback" not in err and sorted(os.listdir(small_disk / "ResNet8")) == sorted(
-        ["0", "best", "latest", checkpoints.LOG_FILE]
+        ["0", "best", "latest", LOG_FILE]
     )
     run("eval.py", *birds.lists, f"--pretrained_model={small_disk}/ResNet8/latest", "--use_gpu=False")
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
@@ -384,9 +388,7 @@ def test_a_full_disk_under_the_log(birds, small_disk):
             file.write(bytes(4096))
     _, err = process.communicate()
     assert process.returncode == 2
-    assert err.splitlines()[-1] == (
-        f"error: {small_disk}/ResNet8/{checkpoints.LOG_FILE}: cannot write: No space left on device"
-    )
+    assert err.splitlines()[-1] == (f"error: {small_disk}/ResNet8/{LOG_FILE}: cannot write: No space left on device")
 
 
 def test_a_disk_that_becomes_read_only(birds, small_disk):
@@ -401,7 +403,7 @@ def test_a_disk_that_becomes_read_only(birds, small_disk):
     assert process.returncode == 2 and "Read-only file system" in err.splitlines()[-1], err
     run("eval.py", *birds.lists, f"--pretrained_model={small_disk}/ResNet8/latest", "--use_gpu=False")
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    newest = checkpoints.checkpoint_names(small_disk / "ResNet8")[-1]
+    newest = Run(small_disk / "ResNet8").names()[-1]
     run("train.py", f"--model_save_dir={small_disk}", "--checkpoint=latest", f"--num_epochs={int(newest) + 2}")
     assert not [name for name in os.listdir(small_disk / "ResNet8") if ".tmp" in name]
 
@@ -494,12 +496,17 @@ def test_what_is_not_finite_is_seen(value, place):
     frozen = paddle.to_tensor([1.0], stop_gradient=False)  # no gradient
     (x * x).sum().backward()
     loss = paddle.to_tensor(1.0)
-    assert bool(train_script.all_finite(loss, [x, frozen]))
+    check = optimizers.FiniteCheck()
+    check.add(loss, [x, frozen])
+    assert check.is_finite()
     if place == "loss":
         loss = paddle.to_tensor(value)
     else:
         (x * paddle.to_tensor([0.0, value, 0.0])).sum().backward()
-    assert not bool(train_script.all_finite(loss, [x, frozen]))
+    check.add(loss, [x, frozen])
+    assert not check.is_finite()
+    check.add(paddle.to_tensor(1.0), [])
+    assert not check.is_finite()  # what was seen once stays seen
 
 
 def test_an_infinite_gradient_reaches_neither_weights_nor_checkpoint(birds, tmp_path):
@@ -523,14 +530,14 @@ def test_an_infinite_gradient_reaches_neither_weights_nor_checkpoint(birds, tmp_
     _, err = process.communicate()
     assert process.returncode == 2, err
     assert "a gradient became NaN or infinite in pass 0, trainbatch 0; last good checkpoint: none yet" in err, err
-    assert checkpoints.checkpoint_names(tmp_path / "out" / "ResNet8") == []
+    assert Run(tmp_path / "out" / "ResNet8").names() == []
 
 
 def test_a_run_without_a_seed_logs_the_one_it_drew(birds, tmp_path):
     flags = [flag for flag in TINY if not flag.startswith("--seed")]
     out = run("train.py", *birds.lists, *flags, f"--model_save_dir={tmp_path}/a", "--num_epochs=1").stdout
     seed = re.search(r"^seed: (\d+)$", out, re.MULTILINE)[1]
-    with open(tmp_path / "a" / "ResNet8" / checkpoints.LOG_FILE) as file:
+    with open(tmp_path / "a" / "ResNet8" / LOG_FILE) as file:
         assert json.loads(file.readline())["args"]["seed"] == int(seed)
     run("train.py", *birds.lists, *flags, f"--model_save_dir={tmp_path}/b", "--num_epochs=1", f"--seed={seed}")
     assert_same_run(tmp_path / "a", tmp_path / "b", "0")

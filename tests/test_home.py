@@ -6,8 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
-from checkpoints import LOG_FILE
 from conftest import listing, run
+
+from training.run import LOG_FILE
 
 NETWORK = ["--model=ResNet8", "--image_shape=3,32,32", "--use_gpu=False"]
 TRAIN = [*NETWORK, "--train_batch_size=8", "--samples_each_class=2", "--lr=0.01", "--seed=3", "--total_images=16"]

@@ -8,7 +8,7 @@ import paddle
 import pytest
 
 import losses
-from losses import tripletloss
+from losses import LossSettings, tripletloss
 from losses.distances import distances, normalize, pair_masks
 from losses.softmax import SoftmaxLoss
 from utility import UserError
@@ -18,7 +18,8 @@ IDS = [f"{name}-{mining}" if mining else name for name, mining in METRIC]
 
 
 def build(name, mining, margin=0.1):
-    return losses.build_loss(name, margin, mining or "random")
+    options = {"margin": margin, "triplet_mining": mining or "random"}
+    return losses.build_loss(LossSettings(name, options=options))
 
 
 def value_and_gradient(loss, x, label, seed=5):
@@ -308,9 +309,8 @@ def test_softmax_of_huge_logits_is_finite():
 
 
 def test_build_loss_knows_its_names():
-    assert losses.build_loss("softmax") is None
-    assert losses.MINING == tripletloss.MINING
+    assert losses.build_loss(LossSettings("softmax")) is None
     with pytest.raises(UserError, match="unknown loss 'npairs'; known: softmax, tripletloss, quadrupletloss, emlloss"):
-        losses.build_loss("npairs")
+        losses.build_loss(LossSettings("npairs"))
     with pytest.raises(ValueError, match="unknown mining 'easy'"):
-        losses.build_loss("tripletloss", mining="easy")
+        build("tripletloss", "easy")

@@ -6,6 +6,7 @@ import paddle.nn.functional as F
 import pytest
 
 import models
+import weights
 from models.blocks import Conv1x1
 from models.embedding_net import MEAN, STD, EmbeddingNet
 from utility import UserError
@@ -50,7 +51,7 @@ def test_resnet_gives_the_outputs_of_paddle_vision_with_its_weights(depth, tmp_p
     theirs = scramble(getattr(paddle.vision.models, f"resnet{depth}")(num_classes=7))
     paddle.save(theirs.state_dict(), str(tmp_path / "theirs.pdparams"))
     ours = models.build_model(f"ResNet{depth}", 7)
-    line = models.load_weights(ours, models.read_weights(str(tmp_path / "theirs")), f"ResNet{depth}", head="must")
+    line = weights.load_weights(ours, weights.read_weights(str(tmp_path / "theirs")), f"ResNet{depth}", head="must")
     count = len(theirs.state_dict()) - 2
     source = f"{tmp_path}/theirs.pdparams (paddle.vision ResNet{depth})"
     assert line == f"loaded {count} of {count} backbone tensors from {source}; head loaded: 7 classes"

@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 
-import checkpoints
 import numpy as np
 import pytest
 from conftest import ROOT, read_rows, run
-from parallel_worker import LOSSES
+from programs.parallel_worker import LOSSES
 
-import models
+import weights
+from training.run import Run
 
 TINY = ["--model=ResNet8", "--image_shape=3,32,32", "--train_batch_size=12", "--samples_each_class=2", "--lr=0.01",
         "--seed=3", "--use_gpu=False", "--log_every=1", "--freeze_bn=True"]  # fmt: skip
@@ -62,15 +62,17 @@ def logged(folder):
 @pytest.mark.parametrize("processes", [2, 3])
 def test_collectives(tmp_path, processes):
     # One wait longer than gloo's own patience.
-    command = ["tests/parallel_worker.py", "collectives", *(["slow"] if processes == 2 else [])]
+    command = ["tests/programs/parallel_worker.py", "collectives", *(["slow"] if processes == 2 else [])]
     assert "all is well" in finish(launch(processes, tmp_path, *command), tmp_path)
 
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_loss_and_gradients_of_one_step(tmp_path, processes):
     """For every loss a relative difference below 1e-5 in float32, with batch norm frozen."""
-    run("tests/parallel_worker.py", "gradients", f"{tmp_path}/one.npz", OMP_NUM_THREADS="1")
-    finish(launch(processes, tmp_path, "tests/parallel_worker.py", "gradients", f"{tmp_path}/all.npz"), tmp_path)
+    run("tests/programs/parallel_worker.py", "gradients", f"{tmp_path}/one.npz", OMP_NUM_THREADS="1")
+    finish(
+        launch(processes, tmp_path, "tests/programs/parallel_worker.py", "gradients", f"{tmp_path}/all.npz"), tmp_path
+    )
     one, together = np.load(tmp_path / "one.npz"), np.load(tmp_path / "all.npz")
     assert set(one) == set(together)
     for name in LOSSES:
@@ -118,12 +120,12 @@ def test_batch_norm_that_is_not_frozen(birds, tmp_path):
     flags = ["--freeze_bn=False", "--lr_strategy=constant", "--eval_every=0"]
     for processes in (1, 2):
         train(processes, birds, tmp_path / str(processes), *flags, "--num_epochs=1", "--total_images=12")
-    one, two = (models.read_pickle(f"{tmp_path}/{n}/ResNet8/0/model.pdparams") for n in (1, 2))
+    one, two = (weights.read_pickle(f"{tmp_path}/{n}/ResNet8/0/model.pdparams") for n in (1, 2))
     np.testing.assert_allclose(two["backbone.bn1._mean"], one["backbone.bn1._mean"], rtol=1e-4)
     train(2, birds, tmp_path / "whole", *flags, "--num_epochs=2")
     train(2, birds, tmp_path / "parts", *flags, "--num_epochs=1")
     train(2, birds, tmp_path / "parts", *flags, "--num_epochs=2", "--checkpoint=latest")
-    whole, parts = (models.read_pickle(f"{tmp_path}/{n}/ResNet8/1/model.pdparams") for n in ("whole", "parts"))
+    whole, parts = (weights.read_pickle(f"{tmp_path}/{n}/ResNet8/1/model.pdparams") for n in ("whole", "parts"))
     assert list(whole) == list(parts) and all(np.array_equal(whole[name], parts[name]) for name in whole)
 
 
@@ -212,7 +214,7 @@ def test_a_process_that_dies_ends_the_run(birds, tmp_path, victim):
         line = file.read().splitlines()[-1]
     assert line == f"error: process {victim} of 2 has died: see its log and its machine; the whole run ends"
     # The last checkpoint is whole, and one process goes on from it.
-    names = checkpoints.checkpoint_names(tmp_path / "run" / "ResNet8")
+    names = Run(tmp_path / "run" / "ResNet8").names()
     epochs = int(names[-1]) + 2
     train(1, birds, tmp_path / "run", "--checkpoint=latest", f"--num_epochs={epochs}")
     assert os.readlink(tmp_path / "run" / "ResNet8" / "latest") == str(epochs - 1)
@@ -224,7 +226,7 @@ def test_a_stop_in_one_process_stops_and_saves_all(birds, tmp_path):
     finish(process, tmp_path / "run_log", fails=True)
     with open(f"{tmp_path}/run_log/workerlog.0") as file:
         saved = re.search(r"^stopped: saved (\S+); --checkpoint=latest goes on", file.read(), re.MULTILINE)[1]
-    assert checkpoints.checkpoint_names(tmp_path / "run" / "ResNet8")[-1] == os.path.basename(saved)
+    assert Run(tmp_path / "run" / "ResNet8").names()[-1] == os.path.basename(saved)
 
 
 @pytest.mark.parametrize("of", ["first", "second", "launcher"])

@@ -18,7 +18,7 @@ from training import parts as run_parts
 from training.run import LOG_FILE, Progress, Run
 from utility import UserError, boolean, number
 from weights import Weights
-from weights.checkpoint import CONTENT, LINKS, checkpoint_name, read_description, resolve
+from weights.checkpoint import CONTENT, LINKS, checkpoint_name, described_name, read_description, resolve
 
 # Another value of one of these makes a continued run another run.
 SAME_RUN = (
@@ -296,9 +296,12 @@ def prepare_run(run, start, settings):
         if settings.overwrite:
             run.set_aside()
         run.make_way_for_log()
+    copied = {link: described_name(os.path.join(run.path, link)) for link in run.copied()}
     for link in LINKS:
         run.make_way(link)
     if same:
+        for link, name in copied.items():
+            run.point_at(link, name)
         run.point_at("latest", checkpoint_name(start.before))
         run.remove(later)
         run.remove_dangling()
@@ -339,7 +342,7 @@ def restore(run, start, data, parts):
     step = data.steps if done else min(before["step"], data.steps)
     progress = dataclasses.replace(read_progress(before), steps=data.steps, step=step, best=None)
     best = before["best"]
-    if best and lists_before(data, start)["val_list"] != (reader.fingerprint(data.val) if data.val else None):
+    if best and data.val and lists_before(data, start)["val_list"] != reader.fingerprint(data.val):
         print("note: another --val_list: what was the best on the old one is forgotten")
         best = None
     if best and str(best["epoch"]) in run.names():  # not in another folder, or deleted since

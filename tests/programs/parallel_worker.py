@@ -1,8 +1,8 @@
-"""What test_parallel.py launches several times at once: checks of parallel.py that need no network, or one step of
-training for each loss, whose losses and gradients process 0 writes to a file.
+"""What test_parallel.py launches several times at once: checks of runtime/parallel.py, or one step of training for each
+loss, whose losses and gradients process 0 writes to a file.
 
-    python parallel_worker.py collectives
-    python parallel_worker.py gradients <file.npz>
+    python tests/programs/parallel_worker.py collectives
+    python tests/programs/parallel_worker.py gradients <file.npz>
 """
 
 import os
@@ -11,13 +11,12 @@ import time
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-import parallel
-
-import losses
 import models
-import utility
+from losses import LossSettings
+from losses.objective import Objective
+from runtime import parallel, process
 
 LOSSES = ["tripletloss random", "tripletloss semihard", "tripletloss hard", "tripletloss distance", "quadrupletloss",
           "emlloss", "softmax"]  # fmt: skip
@@ -25,7 +24,7 @@ BATCH = 12
 
 
 def collectives():
-    paddle = utility.start_paddle()
+    paddle = process.start_paddle()
     rank, size = parallel.rank(), parallel.world_size()
     assert size == int(os.environ["PADDLE_TRAINERS_NUM"])
     shares = parallel.gather_objects(parallel.share(BATCH * size))
@@ -56,8 +55,13 @@ def collectives():
         else:
             assert sorted(found) == [(r, i) for r in range(size) for i in range(counts[r])]
     # A signal in one process ends it in all.
-    noted = {"signal": 15 * (rank == size - 1)}
-    assert list(parallel.collect(iter([1, 2]), noted)) == [] and noted["agreed"] == 15
+    signals = process.Signals()
+    signals.number = 15 * (rank == size - 1)
+    try:
+        list(parallel.collect(iter([1, 2]), signals))
+        raise AssertionError("goes on")
+    except parallel.Signalled as error:
+        assert error.number == 15
     # gloo alone would give up after 30 seconds.
     if rank == 0 and "slow" in sys.argv:
         time.sleep(35)
@@ -67,9 +71,7 @@ def collectives():
 
 def gradients(path):
     """One step of each loss on the same weights and pictures, shared out."""
-    paddle = utility.start_paddle(seed=5)
-    from losses.softmax import SoftmaxLoss
-
+    paddle = process.start_paddle(seed=5)
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)
     own = parallel.share(BATCH)
@@ -81,13 +83,12 @@ def gradients(path):
     result = {}
     for name in LOSSES:
         loss_name, mining = (name + " random").split(" ")[:2]
-        metric = losses.build_loss(loss_name, 0.3, mining)
+        options = {"margin": 0.3, "triplet_mining": mining}
+        objective = Objective(LossSettings(loss_name, 1.0, 0.1, options), 6, 16)
         image, label = paddle.to_tensor(pictures[own]), parallel.gather(paddle.to_tensor(labels[own]))
         embedding, logits = (parallel.gather(tensor) for tensor in network(image))
         paddle.seed(7)
-        loss = SoftmaxLoss(0.1)(logits, label)
-        if metric is not None:
-            loss = loss + metric(embedding, label)
+        loss = objective(embedding, logits, label)["loss"]
         loss.backward()
         parallel.sum_gradients(parameters)
         result[f"{name}/loss"] = loss.numpy()
@@ -101,4 +102,4 @@ def gradients(path):
 
 
 if __name__ == "__main__":
-    utility.run_script(collectives if sys.argv[1] == "collectives" else lambda: gradients(sys.argv[2]))
+    process.run_script(collectives if sys.argv[1] == "collectives" else lambda: gradients(sys.argv[2]))

@@ -1,7 +1,7 @@
 """Ends training runs in every way and at random moments, for a given time, and checks that each of them, continued as
 often as it takes, comes to the weights, log and best recall of a run that was never interrupted.
 
-    python tests/soak.py --minutes=30
+    python tests/programs/soak.py --minutes=30
 """
 
 import argparse
@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import conftest
 import test_faults

@@ -1,0 +1,232 @@
+"""Files of weights in every format, and files that are broken or worse."""
+
+import os
+import pickle
+import struct
+
+import numpy as np
+import paddle
+import pytest
+import safetensors.numpy
+from test_models import scramble
+
+import models
+import weights
+from utility import UserError
+from weights import formats
+
+
+def small_weights(seed=0):
+    return {n: v.numpy() for n, v in scramble(models.build_model("ResNet8", 3), seed).state_dict().items()}
+
+
+def same(read, written):
+    assert list(read) == list(written)
+    for name, value in written.items():
+        assert read[name].dtype == value.dtype and np.array_equal(read[name], value)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_whatever_paddle_save_writes(tmp_path, protocol):
+    path = str(tmp_path / "w.pdparams")
+    arrays = {**small_weights(), "half": np.ones((2, 0, 3), np.float16), "number": np.array(5, np.int64)}
+    arrays["columns"] = np.asfortranarray(np.arange(12.0).reshape(3, 4))
+    tensors = {name: paddle.to_tensor(value) for name, value in arrays.items()}
+    nested = {"model": tensors, "epoch": 3, "best": np.float64(0.5), "lr": {"last_lr": 0.1, "steps": [1, (2,), None]}}
+    for content in (tensors, arrays, nested, {"model": arrays, "epoch": 1}):
+        paddle.save(content, path, protocol=protocol)
+        same(formats.read_tensors(path), arrays)
+
+
+def test_large_arrays_in_parts_and_pickles_of_python_2(tmp_path):
+    path = tmp_path / "w.pdparams"
+    array = np.arange(10, dtype=np.float32)
+    parts = {"a@@.0": array[:6], "a@@.1": array[6:], "b": array}
+    parts["UnpackBigParamInfor@@"] = {"a": {"OriginShape": (2, 5), "slices": ["a@@.0", "a@@.1"]}}
+    path.write_bytes(pickle.dumps(parts, 2))
+    same(formats.read_pickle(str(path)), {"b": array, "a": array.reshape(2, 5)})
+
+    # Python 2 wrote the bytes of an array as a string: take the instruction that says so.
+    data = array.tobytes()
+    call = b"\x80\x02}U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87R(K\x01K\n\x85"
+    dtype = b"cnumpy\ndtype\nU\x02f4K\0K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+    path.write_bytes(call + dtype + b"\x89U" + bytes([len(data)]) + data + b"tbs.")
+    same(formats.read_pickle(str(path)), {"w": array})
+
+
+def fluid_variable(array, lod=(), packed=False, dtype=5):
+    """A variable as save_vars writes it, from the description of the format."""
+    if packed:
+        dims = b"".join(varint(n) for n in array.shape)
+        desc = b"\x08" + varint(dtype) + b"\x12" + varint(len(dims)) + dims
+    else:
+        desc = b"\x08" + varint(dtype) + b"".join(b"\x10" + varint(n) for n in array.shape)
+    levels = b"".join(struct.pack("<Q", 8 * len(level)) + struct.pack(f"<{len(level)}Q", *level) for level in lod)
+    head = struct.pack("<IQ", 0, len(lod)) + levels + struct.pack("<Ii", 0, len(desc))
+    return head + desc + array.tobytes()
+
+
+def varint(number):
+    out = b""
+    while number > 127:
+        out += bytes([number & 127 | 128])
+        number >>= 7
+    return out + bytes([number])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_fluid_variables(tmp_path, packed):
+    path, array = tmp_path / "v", np.arange(300 * 2, dtype=np.float32).reshape(300, 2)
+    path.write_bytes(fluid_variable(array, lod=[(0, 3, 300), (0, 1)], packed=packed))
+    assert np.array_equal(formats.read_fluid_variable(str(path)), array)
+    for dtype in ("float16", "float64", "int64"):
+        paddle.save(paddle.to_tensor(array.astype(dtype)), str(path), use_binary_format=True)
+        assert formats.read_fluid_variable(str(path)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello, this is text",
+        fluid_variable(np.ones((2, 3), np.float32))[:-1],
+        fluid_variable(np.ones((2, 3), np.float32)) + b"0",
+        fluid_variable(np.ones((2, 3), np.float32), dtype=7),
+        fluid_variable(np.ones(0, np.float32).reshape(0, 10**9)) + b"0000",
+        fluid_variable(np.empty((10**9,), np.dtype([])), dtype=5),  # a billion numbers announced, none there
+        fluid_variable(np.ones(1, np.float32), lod=[(0,)])[:20],
+        struct.pack("<IQ", 0, 2**63) + b"\0" * 100,
+        struct.pack("<IQIi", 0, 0, 0, -5) + b"\0" * 100,
+        struct.pack("<IQIi", 0, 0, 0, 100) + b"\xff" * 100,
+        struct.pack("<IQIi", 0, 0, 0, 4) + b"\x08\x05\x12\xff" + b"\0" * 100,
+    ],
+)
+def test_broken_fluid_variables(tmp_path, content):
+    (tmp_path / "conv2d_0.w_0").write_bytes(content)
+    with pytest.raises(UserError, match=r"conv2d_0.w_0: no variable of a fluid model, or truncated \("):
+        weights.read_weights(str(tmp_path))
+
+
+def test_safetensors(tmp_path):
+    from test_layouts import loaded  # which imports this file
+
+    path = str(tmp_path / "w.safetensors")
+    arrays = small_weights()
+    safetensors.numpy.save_file(arrays, path)
+    network, line = loaded(path, "ResNet8", 3, head="must")
+    assert line.endswith("w.safetensors (this project ResNet8); head loaded: 3 classes")
+    same({name: network.state_dict()[name].numpy() for name in arrays}, arrays)
+
+    header = b'{"a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header + b"\x80\x3f\x20\xc0")
+    assert formats.bfloat16_to_float32(formats.read_tensors(path)["a"]).tolist() == [1.0, -2.5]
+
+
+class Call:
+    """Pickled, it asks for a call of `function` when it is read."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("suffix", ["pdparams", "pdopt"])
+def test_a_pickle_that_runs_a_command_is_refused(tmp_path, protocol, suffix):
+    marker, path = tmp_path / "marker", tmp_path / f"bad.{suffix}"
+    code = f"__import__('os').mkdir({str(marker)!r})"
+    for call, name in ((Call(os.mkdir, str(marker)), r"\w+.mkdir"), (Call(eval, code), "builtins.eval")):
+        path.write_bytes(pickle.dumps({"w": call}, protocol))
+        wanted = f"refused: not a plain file of weights .the forbidden object {name}" if protocol else "a text file"
+        for read in (weights.read_weights, weights.read_pickle):
+            with pytest.raises(UserError, match=rf"bad.{suffix}: {wanted}"):
+                read(str(path))
+    assert not marker.exists()
+    pickle.loads(path.read_bytes())
+    assert marker.exists()  # the file was a real one
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"w": Call(np.zeros(1).__reduce__()[0], np.ndarray, (10**12,), b"d")},
+        {"w": Call(np.ndarray, (10**10,))},
+        {"w": Call(np.dtype, "S1000000000")},
+        {"w": Call(tuple, range(3))},
+        {"w": Call(eval, "data", {"data": 1})},
+        {"w": np.zeros(3, "O")},
+        {"w": np.zeros(3, [("a", "f4")])},
+        {"w": bytearray(10)},
+        {"w": models.UserError()},
+    ],
+    ids=lambda content: type(content).__name__,
+)
+def test_a_pickle_with_anything_but_plain_arrays_is_refused(tmp_path, content):
+    path = tmp_path / "big.pdparams"
+    for protocol in (2, 4):
+        path.write_bytes(pickle.dumps(content, protocol))
+        with pytest.raises(UserError, match=r"big\.pdparams: (refused|broken)"):
+            weights.read_weights(str(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        # a bytearray, bytes, text and a frame of 2**40 bytes
+        b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x",
+        b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x",
+        b"\x80\x04\x8d" + struct.pack("<Q", 2**40) + b"x",
+        b"\x80\x04\x95" + struct.pack("<Q", 2**40) + b"x",
+        # attributes of one of our own functions
+        b"\x80\x02}U\x01wc_codecs\nencode\n}U\x0c__defaults__K\x01sbs.",
+        b"\x80\x02}U\x01wcnumpy\nndarray\n)\x81s.",
+        b"\x80\x04",
+        pickle.dumps({"w": np.zeros(100)})[:-50],
+        pickle.dumps([1, 2]),
+        pickle.dumps({1: np.zeros(3)}),
+    ],
+)
+def test_broken_pickles_allocate_nothing(tmp_path, content):
+    import tracemalloc
+
+    path = tmp_path / "broken.pdparams"
+    path.write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"broken\.pdparams: (refused|broken|holds)"):
+        weights.read_weights(str(path))
+    assert tracemalloc.get_traced_memory()[1] < 4e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b"", "an empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a text file, neither Paddle's .pdparams nor safetensors"),
+        (b"<!DOCTYPE html><html>404", "a web page, not weights"),
+        (b"PK\x03\x04" + b"0" * 50, "a PyTorch or NumPy archive.*safetensors.torch.save_file"),
+        (fluid_variable(np.ones(3, np.float32)), "one variable of a fluid model.*give the directory"),
+        (b"\x1f\x8b\x08\x00" + b"0" * 50, "an archive: unpack it first"),
+        (
+            np.random.default_rng(0).bytes(7) + b"\xff" + b"{" + np.random.default_rng(1).bytes(40),
+            "an unknown format|a text file",
+        ),
+        (struct.pack("<Q", 10**9) + b'{"a":', "broken or truncated safetensors"),
+        (safetensors.numpy.save({"a": np.ones(9)})[:-1], "broken or truncated safetensors"),
+        (safetensors.numpy.save({"a": np.ones(9)}).replace(b"[9]", b"[8]"), "broken or truncated safetensors"),
+        (pickle.dumps({"linear.weight": np.ones(9)}), r"names of no known network \(linear.weight ...\); known are"),
+        (pickle.dumps({"a\n\x1b[2Jb": np.ones(9)}), r"names of no known network \(a\\n\\x1b\[2Jb ...\); known are"),
+        (pickle.dumps({"fc.w/moment1": np.ones(9)}), "the state of an optimizer, not weights"),
+        (pickle.dumps({"epoch": 3}), "holds no tensors"),
+        # an array whose content never follows
+        (b"\x80\x02}U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87Rs.", "names of no"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path, content, wanted):
+    path = tmp_path / "any.name"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"any.name: ({wanted})"):
+        weights.read_weights(str(path))

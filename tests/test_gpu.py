@@ -1,0 +1,84 @@
+"""Whether a GPU can be used, and which wheel has code for it."""
+
+import os
+import subprocess
+import types
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from runtime import gpu as gpu_check
+from utility import UserError
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "wheel"),
+    [("7.5", "cu126"), ("8.6", "cu126"), ("9.0 8.0", "cu126"), ("12.0", "cu129"), ("10.0 8.0", "cu129"),
+     ("6.1", "cu118"), ("7.0 8.6", "cu118"), ("5.2", ""), ("6.1 12.0", ""), ("", ""),
+     ("Field compute_cap is not valid", "")],
+)  # fmt: skip
+def test_the_wheel_for_all_gpus(capabilities, wheel):
+    index = gpu_check.paddle_index(capabilities.split())
+    assert index == (f"https://www.paddlepaddle.org.cn/packages/stable/{wheel}/" if wheel else "")
+
+
+def test_the_makefile_takes_the_wheel_for_all_gpus(tmp_path):
+    """As `make -n` shows it, with a stand-in for nvidia-smi."""
+    smi = tmp_path / "nvidia-smi"
+    for capabilities, wanted in (("8.6 9.0", "stable/cu126/"), ("6.1 12.0", "no wheel"), ("", "requirements.txt")):
+        smi.write_text(f"#!/bin/sh\nprintf '%s\\n' {capabilities}\n" if capabilities else "#!/bin/sh\nexit 9\n")
+        smi.chmod(0o755)
+        result = subprocess.run(
+            ["make", "-n", f"VENV={tmp_path}/new", f"{tmp_path}/new/installed"], cwd=ROOT, capture_output=True,
+            text=True, check=True, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        )  # fmt: skip
+        assert wanted in result.stdout and ("cu126" in result.stdout) == (wanted == "stable/cu126/")
+
+
+class StandInGpu:
+    """What `gpu_check.try_gpu` asks of paddle."""
+
+    __version__ = "2.6.2"
+
+    def __init__(self, capability=(8, 6), cudnn=8600, answer=9.0, device_error=None):
+        self.answer, self.device_error = answer, device_error
+        cuda = types.SimpleNamespace(
+            get_device_name=lambda: "NVIDIA Something", get_device_capability=lambda: capability
+        )
+        self.device = types.SimpleNamespace(cuda=cuda, get_cudnn_version=lambda: cudnn)
+        self.nn = types.SimpleNamespace(functional=types.SimpleNamespace(conv2d=self.convolve))
+
+    def set_device(self, name):
+        if self.device_error:
+            raise self.device_error
+
+    def ones(self, shape):
+        return np.ones(shape)
+
+    def convolve(self, image, weight):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return np.float32(self.answer)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "wanted"),
+    [
+        (StandInGpu(), None),
+        (StandInGpu(cudnn=None), "it finds no cuDNN; pip install --force-reinstall paddlepaddle-gpu==3.3.1 -i https:"),
+        (StandInGpu((9, 0), answer=OSError("\n-- C++ Traceback --\nExternalError: CUDA error(209), no kernel image.")),
+         "(NVIDIA Something, compute capability 9.0): ExternalError: CUDA error(209), no kernel image.; pip install"),
+        (StandInGpu((5, 2), answer=OSError("no kernel image")), "no kernel image; nvidia-smi says whether its driver"),
+        (StandInGpu(device_error=RuntimeError("driver is too old")), "driver is too old"),
+        (StandInGpu(answer=0.0), "a convolution comes out wrong"),
+    ],
+)  # fmt: skip
+def test_a_gpu_that_cannot_be_used_is_one_line(gpu, wanted):
+    if wanted is None:
+        gpu_check.try_gpu(gpu)
+        return
+    with pytest.raises(UserError) as error:
+        gpu_check.try_gpu(gpu)
+    message = str(error.value)
+    assert wanted in message and "--use_gpu=False goes on without" in message and "\n" not in message
