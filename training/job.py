@@ -76,8 +76,8 @@ def describe(job, progress):
 def diverged(job, progress):
     return UserError(
         f"the loss or a gradient became NaN or infinite in pass {progress.epoch}, trainbatch {progress.step - 1}; last "
-        f"good checkpoint: {job.run.newest() or 'none yet'}; try a smaller --lr than {job.schedule.lr:g}, --warmup_epochs=1"
-        + (", --amp=bfloat16" if job.amp == "float16" else "")
+        f"good checkpoint: {job.run.newest() or 'none yet'}; try a smaller --lr than {job.schedule.lr:g}, "
+        + ("--warmup_epochs=1, --amp=bfloat16" if job.amp == "float16" else "--warmup_epochs=1")
     )
 
 
