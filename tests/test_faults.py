@@ -264,6 +264,29 @@ def network_and_optimizer():
     return network, optimizer
 
 
+def die_after(count, run_dir, work):
+    """Does `work` in a process that ends when it has done `count` things to files of `run_dir`; -> its status."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    changes = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.truncate")
+
+    def die(event, arguments):
+        nonlocal count
+        if event in changes or (event == "open" and run_dir in str(arguments[0])):
+            count -= 1
+            if count < 0:
+                os._exit(9)
+
+    sys.addaudithook(die)
+    try:
+        work()
+    except BaseException:  # must not go on as a second pytest; the status fails the test
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
 def test_ended_at_any_system_call_the_last_checkpoint_is_there(tmp_path):
     """A process that ends, as by kill -9, before each single thing that saving, recording and cleaning do to files."""
     network, optimizer = network_and_optimizer()
@@ -291,27 +314,7 @@ def test_ended_at_any_system_call_the_last_checkpoint_is_there(tmp_path):
         shutil.rmtree(run_dir, ignore_errors=True)
         os.makedirs(run_dir)
         run.save(arrays(parts), job.describe(work_job, Progress(4, 0, 4)))
-        child = os.fork()
-        if child == 0:
-            left = deaths
-
-            def die(event, arguments):
-                nonlocal left
-                if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.truncate") or (
-                    event == "open" and run_dir in str(arguments[0])
-                ):
-                    left -= 1
-                    if left < 0:
-                        os._exit(9)
-
-            sys.addaudithook(die)
-            try:
-                work()
-            except BaseException:  # must not go on as a second pytest; the status fails the test
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = die_after(deaths, run_dir, work)
         assert status in (0, 9)
         names = run.names()
         assert names
