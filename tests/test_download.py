@@ -76,7 +76,7 @@ def server():
 def home(tmp_path):
     """A checkout's data folder, in a place with a space in its name."""
     home = tmp_path / "my checkout"
-    for name in (CUB, IMAGENET, "data/split.py", "files.py", "utility.py", "parallel.py"):
+    for name in (CUB, IMAGENET, "data/split.py", "files.py", "utility.py"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(os.path.join(ROOT, name), home / name)
     return home
