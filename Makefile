@@ -2,7 +2,7 @@
 # make test         all tests, and the linter
 # make test-2.6     the tests of scripts, weights, faults and several processes on paddlepaddle 2.6.2
 # make soak         ends training runs in every way for half an hour (MINUTES=...), and checks that nothing is lost
-# make bench        speed and memory against what people use instead (benchmarks/README.md); ROWS="reader losses" or extraction: a part
+# make bench        speed and memory against what people use instead (benchmarks/README.md); ROWS="reader losses": a part
 # make clean        removes the environments that make has made; data/sample and output_quickstart stay
 # PYTHON=python3.12 chooses the interpreter (3.9 to 3.13), REQUIREMENTS=... another set of packages.
 
@@ -38,8 +38,7 @@ soak: $(VENV)/installed-dev
 	$(RUN) tests/programs/soak.py --minutes=$(or $(MINUTES),30)
 
 bench: .venv-bench/installed
-	$(if $(filter extraction,$(ROWS)),,.venv-bench/bin/python benchmarks/run.py $(ROWS))
-	$(if $(filter-out extraction,$(ROWS)),,.venv-bench/bin/python benchmarks/extraction.py)
+	.venv-bench/bin/python benchmarks/run.py $(ROWS)
 
 .venv-bench/installed: requirements-bench.txt
 	$(PYTHON) -m venv .venv-bench

@@ -62,13 +62,14 @@ def draw(count, dimension):
 
 
 def ours(name, mining, count, dimension):
-    import utility
+    from runtime import process
 
-    paddle = utility.start_paddle(seed=0)
+    paddle = process.start_paddle(seed=0)
     import losses
     from losses.softmax import SoftmaxLoss
 
-    loss = SoftmaxLoss() if name == "softmax" else losses.build_loss(name, 0.1, mining or "random")
+    settings = losses.LossSettings(name, options={"margin": 0.1, "triplet_mining": mining or "random"})
+    loss = SoftmaxLoss() if name == "softmax" else losses.build_loss(settings)
     features, labels = draw(count, dimension)
     x, label = paddle.to_tensor(features, stop_gradient=False), paddle.to_tensor(labels)
 
@@ -109,9 +110,9 @@ def theirs(name, count, dimension):
 
 def product(count, dimension):
     """x @ x.T and its gradient: three products."""
-    import utility
+    from runtime import process
 
-    paddle = utility.start_paddle(seed=0)
+    paddle = process.start_paddle(seed=0)
     x = paddle.to_tensor(draw(count, dimension)[0], stop_gradient=False)
 
     def run():

@@ -71,17 +71,19 @@ def find(folder, shape, count, passes):
 
 
 def ours(threads, **pictures):
-    import utility
+    from runtime import process
 
-    utility.start_paddle(seed=0)  # the process as train.py has it
+    process.start_paddle(seed=0)  # the process as train.py has it
     import reader
+    import sampler
+    import transforms
 
     paths = find(**pictures)
     samples = reader.Samples(paths, np.zeros(len(paths), np.int64), None, None)
 
     def run():
-        transform = reader.training_transform((224, 224), 0, 0)
-        batches = reader.sequential_batches(len(paths), BATCH)
+        transform = transforms.training_transform((224, 224), 0, 0)
+        batches = sampler.sequential_batches(len(paths), BATCH)
         read = reader.read_batches(samples, batches, transform, (224, 224), num_workers=threads)
         assert sum(len(batch.image) for batch in read) == len(paths)
 
@@ -114,10 +116,10 @@ def decode_everywhere(**pictures):
 
     import simplejpeg
 
-    import utility
+    from runtime import process
 
     data = contents(**pictures)
-    pool = concurrent.futures.ThreadPoolExecutor(utility.cpu_count())
+    pool = concurrent.futures.ThreadPoolExecutor(process.cpu_count())
 
     def run():
         for _ in pool.map(simplejpeg.decode_jpeg, data):
@@ -166,7 +168,7 @@ def pytorch(**pictures):
     import torchvision_ops  # noqa: F401
     from torchvision import transforms
 
-    import utility
+    from runtime import process
 
     transform = transforms.Compose(
         [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
@@ -174,7 +176,7 @@ def pytorch(**pictures):
     torch.set_num_threads(1)
     paths = find(**pictures)
     loader = torch.utils.data.DataLoader(
-        _Pictures(paths, transform), BATCH, num_workers=utility.cpu_count(), persistent_workers=True
+        _Pictures(paths, transform), BATCH, num_workers=process.cpu_count(), persistent_workers=True
     )
 
     def run():
@@ -184,16 +186,16 @@ def pytorch(**pictures):
 
 
 def paddle(**pictures):
-    import utility
+    from runtime import process
 
-    paddle = utility.start_paddle(seed=0)
+    paddle = process.start_paddle(seed=0)
     from paddle.vision import transforms
 
     crop = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()])
     paths = find(**pictures)
     data = type("Pictures", (_Pictures, paddle.io.Dataset), {})(paths, lambda image: np.asarray(crop(image)))
     loader = paddle.io.DataLoader(
-        data, batch_size=BATCH, num_workers=utility.cpu_count(), persistent_workers=True, timeout=120
+        data, batch_size=BATCH, num_workers=process.cpu_count(), persistent_workers=True, timeout=120
     )
 
     def run():

@@ -55,7 +55,7 @@ def draw(count, dimension, classes, noise):
 
 
 def ours(full, **size):
-    import metrics
+    from retrieval import metrics
 
     features, labels = draw(**size)
     return lambda: metrics.retrieval_metrics(features, labels, RECALL_AT, full=full)

@@ -98,10 +98,10 @@ def memory(name):
 
 def environment():
     """The environment of all workers: as many threads as CPUs, and for each library the kernels that suit this CPU."""
-    import utility
+    from runtime import process
 
-    threads = {f"{name}_NUM_THREADS": str(utility.cpu_count()) for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
-    mkl = utility._mkl_cpu_type()
+    threads = {f"{name}_NUM_THREADS": str(process.cpu_count()) for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
+    mkl = process._mkl_cpu_type()
     variables = {**os.environ, **threads, **({"MKL_DEBUG_CPU_TYPE": mkl} if mkl else {})}
     # faiss brings an OpenBLAS of 2021, which takes a newer AMD processor for one of 2007: several times slower.
     variables.pop("OPENBLAS_L2_SIZE", None)
@@ -200,7 +200,7 @@ def describe_machine():
     """What the figures depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
-    import utility
+    from runtime import process
 
     try:
         with open("/proc/cpuinfo") as file:
@@ -221,7 +221,7 @@ def describe_machine():
     }
     load = f", load {os.getloadavg()[0]:.1f} when it began" if hasattr(os, "getloadavg") else ""
     return (
-        f"{utility.cpu_count()} CPUs, {processor}{load}; Python {platform.python_version()}, {', '.join(versions)}; "
+        f"{process.cpu_count()} CPUs, {processor}{load}; Python {platform.python_version()}, {', '.join(versions)}; "
         + ", ".join(f"{name}={value}" for name, value in chosen.items())
     )
 

@@ -4,7 +4,6 @@ import collections
 import sys
 
 import numpy as np
-from tqdm import tqdm
 
 import models
 import reader
@@ -74,6 +73,7 @@ def extract(network, samples, reading, batch_size, on_batch=None, signals=None):
     Raises: UserError where not one picture could be read; parallel.Signalled after a signal.
     """
     import paddle
+    from tqdm import tqdm
 
     run = network
     if isinstance(network, paddle.nn.Layer):
