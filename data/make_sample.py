@@ -23,6 +23,7 @@ import sys
 
 import cv2
 import numpy as np
+
 from split import UserError, files, split
 
 MARK = "sample.json"  # says that a folder is a sample, and which files in it are ours
