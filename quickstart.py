@@ -17,7 +17,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PYTHON = os.path.relpath(sys.executable, HERE) if sys.executable.startswith(HERE + os.sep) else sys.executable
 OUTPUT = "output_quickstart"
 MODEL = "ResNet18"
-DATA = ["--train_list=data/sample/CUB200_train.txt", "--val_list=data/sample/CUB200_val.txt"]
+DATA = ["--train_list=data/sample/birds_train.txt", "--val_list=data/sample/birds_val.txt"]
 NETWORK = ["--model=ResNet18", "--image_shape=3,64,64", "--test_transform=resize", "--seed=1"]
 TRAIN = [
     "--zero_init_residual=True", "--optimizer=adamw", "--lr=0.001", "--lr_strategy=cosine_decay", "--warmup_epochs=1",
@@ -64,8 +64,8 @@ log         {OUTPUT}/{MODEL}/train_log.jsonl
 
 next: your own pictures, a folder for each class, in my_images/images/:
     {PYTHON} data/split.py my_images
-    {PYTHON} train.py --train_list=my_images/CUB200_train.txt --val_list=my_images/CUB200_val.txt --model=ResNet50 \\
-        --pretrained_model=imagenet --lr=0.001 --train_batch_size=20
+    {PYTHON} train.py --train_list=my_images/my_images_train.txt --val_list=my_images/my_images_val.txt \\
+        --model=ResNet50 --pretrained_model=imagenet --lr=0.001 --train_batch_size=20
 or CUB-200: sh data/download_cub200.sh; the README has a page for each task.
 ------------------------------------------------------------------------"""
     )

@@ -3,8 +3,8 @@
     python data/make_sample.py                           96 species, 20 pictures of each, in data/sample
     python data/make_sample.py --output_dir=/tmp/birds --species=48 --size=160
 
-It writes the layout of CUB, images/NNN.Name/Name_0001.jpg and so on, then CUB200_train.txt, CUB200_val.txt and
-CUB200_classes.txt as data/split.py does (the first half of the species trains, the others are unseen), and sample.json
+It writes the layout of CUB, images/NNN.Name/Name_0001.jpg and so on, then birds_train.txt, birds_val.txt and
+birds_classes.txt as data/split.py does (the first half of the species trains, the others are unseen), and sample.json
 with the traits of every species.
 
 The birds come in families that wear the same four colours: a species is told by where its colours sit, by its bill,
@@ -23,10 +23,12 @@ import sys
 
 import cv2
 import numpy as np
+
 from split import UserError, files, split
 
 MARK = "sample.json"  # says that a folder is a sample, and which files in it are ours
-LISTS = ("CUB200_train.txt", "CUB200_val.txt", "CUB200_classes.txt")
+LISTS = ("birds_train.txt", "birds_val.txt", "birds_classes.txt")
+EARLIER_LISTS = ("CUB200_train.txt", "CUB200_val.txt", "CUB200_classes.txt")  # the same in a sample of an older version
 LEFTOVERS = (".DS_Store", "Thumbs.db", "desktop.ini")  # what file viewers leave in folders that they show
 
 # ---------------------------------------------------------------- species
@@ -308,7 +310,8 @@ def foreign_file(folder):
         ours = {path for _, _, path in picture_paths([bird["name"] for bird in sample["species"]], sample["images"])}
     except (OSError, ValueError, KeyError, TypeError):
         return os.path.join(folder, MARK) + " (missing or unreadable)"
-    ours.update((MARK, *LISTS))
+    earlier = not any(os.path.lexists(os.path.join(folder, name)) for name in LISTS)
+    ours.update((MARK, *(EARLIER_LISTS if earlier else LISTS)))
     for root, folders, names in os.walk(folder):
         for name in names + [name for name in folders if os.path.islink(os.path.join(root, name))]:
             path = os.path.join(root, name)
@@ -333,7 +336,7 @@ def write_sample(folder, species, images, size, seed):
     with concurrent.futures.ThreadPoolExecutor() as pool:
         list(pool.map(write, *zip(*paths)))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        split(folder, folder, "CUB200", None, False)
+        split(folder, folder, "birds", None, False)
     with open(os.path.join(folder, MARK), "w", encoding="utf-8", newline="\n") as file:
         json.dump({"seed": seed, "size": size, "images": images, "species": species}, file, indent=1)
 

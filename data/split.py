@@ -4,9 +4,10 @@
     python data/split.py data/CUB_200_2011               the other edition of CUB
     python data/split.py ~/shoes --train_classes=0.8     any collection with one folder a class
 
-It writes CUB200_train.txt and CUB200_val.txt, a line `<path> <label>` for each image, and CUB200_classes.txt, a line
-`<label> <folder>` for each class. A path is relative to the list's own folder. A label is the NNN where all folders are
-named NNN.Name; other class folders are numbered 1, 2, ... in sorted order.
+It writes <name>_train.txt and <name>_val.txt, a line `<path> <label>` for each image, and <name>_classes.txt, a line
+`<label> <folder>` for each class. The name is CUB200 for CUB, else that of the folder: shoes_train.txt. A path is
+relative to the list's own folder. A label is the NNN where all folders are named NNN.Name; other class folders are
+numbered 1, 2, ... in sorted order.
 """
 
 import argparse
@@ -120,6 +121,15 @@ def is_cub(classes):
     return len(classes) == 200 and all(name.startswith(f"{label:03d}.") for label, name, _ in classes)
 
 
+def name_of(root, classes):
+    """How the lists' names begin where nobody says: CUB200 for CUB, else as the folder is called."""
+    if is_cub(classes):
+        return "CUB200"
+    # What a shell would need quotes for is replaced; the end of a long name makes room for the part and `.txt`.
+    name = re.sub(r"[^\w.+-]+", "_", os.path.basename(os.path.abspath(root)))
+    return name[:60].strip("._-") or "images"
+
+
 def count_of(text, classes):
     """How many classes train. `text`: a count, a fraction such as 0.5, or None. Raises: UserError."""
     total = len(classes)
@@ -161,12 +171,21 @@ def write_lists(texts):
 
 
 def split(root, output_dir, name, train_classes, absolute):
-    """Writes the two lists and the class names, prints what was found. Raises: UserError, OSError."""
-    if os.path.basename(name) != name:  # paths in a list are relative to its folder, which is output_dir
+    """Writes the two lists and the class names, prints what was found.
+
+    Args:
+        name: how the lists' names begin; None to have it found (see `name_of`).
+        train_classes: see `count_of`.
+
+    Raises: UserError, OSError
+    """
+    # Paths in a list are relative to its folder, which is output_dir.
+    if name is not None and os.path.basename(name) != name:
         raise UserError(f"--name={name}: it must not name a folder: that is --output_dir")
     folder = find_images_folder(root)
     classes, skipped = find_classes(folder, output_dir)
     count = count_of(train_classes, classes)
+    name = name_of(root, classes) if name is None else name
     prefix = list_prefix(folder, output_dir, absolute)
     if "\n" in prefix or "\r" in prefix:
         raise UserError(f"{folder!r}: a list cannot hold a path with a line break")
@@ -217,7 +236,7 @@ def main():
         "the class folders itself (default: the script's own folder)",
     )
     parser.add_argument("--output_dir", help="where the lists go (default: ROOT)")
-    parser.add_argument("--name", default="CUB200", help="how the lists' names begin (default: CUB200)")
+    parser.add_argument("--name", help="how the lists' names begin (default: CUB200 for CUB, else the name of ROOT)")
     parser.add_argument(
         "--train_classes",
         help="how many of the first classes train: a count such as 100, or a fraction such as 0.5 (default: half: 100 "

@@ -77,6 +77,24 @@ def birds(tmp_path_factory):
     """12 classes of 8 pictures, split in halves by data/split.py."""
     root = str(tmp_path_factory.mktemp("birds"))
     draw_birds(root, classes=12, images=8)
-    run("data/split.py", root, "--train_classes=6")
-    train_list, val_list = (os.path.join(root, f"CUB200_{part}.txt") for part in ("train", "val"))
+    run("data/split.py", root, "--name=birds", "--train_classes=6")
+    train_list, val_list = (os.path.join(root, f"birds_{part}.txt") for part in ("train", "val"))
     return Birds(root, train_list, val_list, [f"--train_list={train_list}", f"--val_list={val_list}"])
+
+
+@pytest.fixture
+def server():
+    """A small web server on this machine: see archives.Handler."""
+    import archives  # which imports this file
+
+    with archives.serving() as server:
+        yield server
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A checkout's data folder, in a place with a space in its name."""
+    import archives
+
+    archives.make_checkout(tmp_path / "my checkout")
+    return tmp_path / "my checkout"

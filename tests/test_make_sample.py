@@ -34,7 +34,7 @@ def contents(folder):
 
 def read_list(folder, part):
     """-> paths, labels."""
-    with open(os.path.join(folder, f"CUB200_{part}.txt")) as file:
+    with open(os.path.join(folder, f"birds_{part}.txt")) as file:
         rows = [line.rsplit(None, 1) for line in file]
     return [path for path, _ in rows], np.array([int(label) for _, label in rows])
 
@@ -61,7 +61,8 @@ def test_layout(sample):
         with Image.open(os.path.join(sample, "images", folder, names[-1])) as image:
             image.load()
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (96, 96))
-    assert sorted(os.listdir(sample)) == sorted(["images", "sample.json", *make_sample.LISTS])
+    lists = ["birds_train.txt", "birds_val.txt", "birds_classes.txt"]
+    assert sorted(os.listdir(sample)) == sorted(["images", "sample.json", *lists])
 
 
 def test_lists_split_the_species(sample):
@@ -140,6 +141,20 @@ def test_overwrite_replaces_a_sample(tmp_path):
     make(folder, "--species=2", "--images=2", "--size=32", "--overwrite")
     assert len(contents(folder)) == 2 * 2 + 4
     assert os.listdir(tmp_path) == ["birds"]
+
+
+def test_overwrite_replaces_a_sample_that_has_the_earlier_names(tmp_path):
+    folder = tmp_path / "birds"
+    make(folder, *SMALL)
+    new = contents(folder)
+    for name, earlier in zip(make_sample.LISTS, make_sample.EARLIER_LISTS):
+        os.rename(folder / name, folder / earlier)
+    make(folder, *SMALL, "--overwrite")
+    assert contents(folder) == new
+    # Beside lists of the new names they are somebody's own.
+    (folder / "CUB200_val.txt").write_text("mine")
+    assert "CUB200_val.txt" in refused(folder, *SMALL, "--overwrite")
+    assert (folder / "CUB200_val.txt").read_text() == "mine"
 
 
 def test_overwrite_follows_a_link(tmp_path):

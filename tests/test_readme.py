@@ -105,4 +105,4 @@ def test_every_command_of_the_readme_runs(tmp_path):
         if "train.py" in block:
             assert re.search(r"^Pass \d+, trainbatch 0, lr ", result.stdout, re.MULTILINE)
     assert sorted(os.readlink(project / "output_tripletloss" / "ResNet50" / n) for n in ("best", "latest"))[1] == "1"
-    assert (project / "features.npz").exists() and (project / "data" / "sample" / "CUB200_val.txt").exists()
+    assert (project / "features.npz").exists() and (project / "data" / "sample" / "birds_val.txt").exists()

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shlex
 import sys
 
 import pytest
@@ -34,8 +35,11 @@ def make_cub(root, images, classes=200):
         os.symlink(os.path.join(root, str(count)), os.path.join(root, "images", f"{c + 1:03d}.Bird_{c}"))
 
 
-def lists(folder, name="CUB200"):
-    """-> the lines of the train list, the val list and the class list."""
+def lists(folder, name=None):
+    """-> the lines of the train list, the val list and the class list; of the only ones there if not named."""
+    if name is None:
+        (train,) = (path for path in os.listdir(folder) if path.endswith("_train.txt"))
+        name = train[: -len("_train.txt")]
     texts = []
     for part in ("train", "val", "classes"):
         with open(os.path.join(folder, f"{name}_{part}.txt"), encoding="utf-8", newline="") as file:
@@ -60,8 +64,8 @@ SHOES = {f"{name}/{i}.jpg": JPEG for name in ("boot", "Clog", "mule", "pump", "s
 def test_lines_are_the_originals(tmp_path):
     birds = ("097.Oriole", "154.Vireo", "003.Gull")
     make(tmp_path, {f"images/{c}/{c[4:]}_{i}.jpg": JPEG for c in birds for i in (2, 10)})
-    out = run("data/split.py", tmp_path, "--train_classes=2").stdout
-    train, val, classes = lists(tmp_path)
+    out = run("data/split.py", tmp_path, "--train_classes=2", "--name=CUB200").stdout
+    train, val, classes = lists(tmp_path, "CUB200")
     assert train == [f"images/{c}/{c[4:]}_{i}.jpg {int(c[:3])}" for c in ("003.Gull", "097.Oriole") for i in (10, 2)]
     assert val == ["images/154.Vireo/Vireo_10.jpg 154", "images/154.Vireo/Vireo_2.jpg 154"]
     assert classes == ["3 003.Gull", "97 097.Oriole", "154 154.Vireo"]
@@ -74,7 +78,7 @@ def test_lines_are_the_originals(tmp_path):
 def test_cub_editions_are_told_apart_by_their_counts(tmp_path, images, edition):
     make_cub(tmp_path, images)
     result = run("data/split.py", tmp_path)
-    train, val, _ = lists(tmp_path)
+    train, val, _ = lists(tmp_path, "CUB200")  # by themselves
     assert {int(row.split()[-1]) for row in train} == set(range(1, 101))
     assert {int(row.split()[-1]) for row in val} == set(range(101, 201))
     assert len(train) + len(val) == images
@@ -94,6 +98,39 @@ def test_any_collection_with_a_folder_a_class(tmp_path):
     assert classes == ["1 Clog", "2 boot", "3 mule", "4 pump", "5 sandal"]
     assert train == ["Clog/1.jpg 1", "Clog/2.jpg 1", "boot/1.jpg 2", "boot/2.jpg 2"]
     assert [row.split()[-1] for row in val] == ["3", "3", "4", "4", "5", "5"]
+
+
+@pytest.mark.parametrize(
+    "folder, name",
+    [
+        ("my_images", "my_images"),
+        ("my shoes (2)", "my_shoes_2"),
+        ("Vögel.v2", "Vögel.v2"),
+        ("..hidden-", "hidden"),
+        ("$(x)", "x"),
+        ("--", "images"),
+        ("鳥" * 80, "鳥" * 60),
+    ],
+)
+def test_lists_are_named_after_the_folder(tmp_path, folder, name):
+    """And the commands that are printed name them, ready to be pasted."""
+    make(tmp_path / folder, {f"images/{path}": content for path, content in SHOES.items()})
+    out = run("data/split.py", tmp_path / folder).stdout
+    paths = [str(tmp_path / folder / f"{name}_{part}.txt") for part in ("train", "val", "classes")]
+    assert sorted(os.listdir(tmp_path / folder)) == sorted(["images", *map(os.path.basename, paths)])
+    (command,) = (line for line in out.splitlines() if line.startswith("next: "))
+    assert shlex.split(command)[1:] == ["python", "train.py", f"--train_list={paths[0]}", f"--val_list={paths[1]}"]
+    assert lists(tmp_path / folder, name)[2] == ["1 Clog", "2 boot", "3 mule", "4 pump", "5 sandal"]
+
+
+def test_the_name_of_a_folder_that_is_not_spelled_out(tmp_path, monkeypatch):
+    make(tmp_path / "shoes", SHOES)
+    monkeypatch.chdir(tmp_path / "shoes")
+    classes = split.find_classes(".", ".")[0]
+    assert split.name_of(".", classes) == split.name_of("../shoes/", classes) == "shoes"
+    assert split.name_of("/", classes) == "images"
+    cub = [(label, f"{label:03d}.Bird", ["a.jpg"]) for label in range(1, 201)]
+    assert split.name_of("shoes", cub) == "CUB200" and split.name_of("shoes", cub[:199]) == "shoes"
 
 
 @pytest.mark.parametrize("text, count", [("1", 1), ("4", 4), ("0.5", 3), ("0.2", 1), ("0.8", 4), (".75", 4)])
@@ -221,10 +258,10 @@ def test_lists_in_a_folder_among_the_classes(tmp_path):
     """It is no class, on no run. Where one of the files cannot be written, no other is, and nothing is left behind."""
     make(tmp_path, SHOES)
     output = tmp_path / "a"
-    (output / "CUB200_val.txt").mkdir(parents=True)
-    assert "a directory, not a file to write" in fails(tmp_path, f"--output_dir={output}")
-    assert os.listdir(output) == ["CUB200_val.txt"]
-    (output / "CUB200_val.txt").rmdir()
+    (output / "shoes_val.txt").mkdir(parents=True)
+    assert "a directory, not a file to write" in fails(tmp_path, f"--output_dir={output}", "--name=shoes")
+    assert os.listdir(output) == ["shoes_val.txt"]
+    (output / "shoes_val.txt").rmdir()
     for _ in range(2):
         run("data/split.py", tmp_path, f"--output_dir={output}")
         assert lists(output)[0][0] == "../Clog/1.jpg 1"
@@ -232,10 +269,10 @@ def test_lists_in_a_folder_among_the_classes(tmp_path):
 
 def test_a_list_that_is_there_and_another_is_kept(tmp_path):
     make(tmp_path, SHOES)
-    run("data/split.py", tmp_path)
-    written = (tmp_path / "CUB200_train.txt").read_bytes()
-    assert "kept" not in run("data/split.py", tmp_path).stdout  # the same again
-    (tmp_path / "CUB200_train.txt").write_text("images/Clog/1.jpg 7\n")  # somebody's own
-    assert f"it is now {tmp_path}/CUB200_train.txt.kept1" in run("data/split.py", tmp_path).stdout
-    assert (tmp_path / "CUB200_train.txt.kept1").read_text() == "images/Clog/1.jpg 7\n"
-    assert (tmp_path / "CUB200_train.txt").read_bytes() == written
+    run("data/split.py", tmp_path, "--name=shoes")
+    written = (tmp_path / "shoes_train.txt").read_bytes()
+    assert "kept" not in run("data/split.py", tmp_path, "--name=shoes").stdout  # the same again
+    (tmp_path / "shoes_train.txt").write_text("images/Clog/1.jpg 7\n")  # somebody's own
+    assert f"it is now {tmp_path}/shoes_train.txt.kept1" in run("data/split.py", tmp_path, "--name=shoes").stdout
+    assert (tmp_path / "shoes_train.txt.kept1").read_text() == "images/Clog/1.jpg 7\n"
+    assert (tmp_path / "shoes_train.txt").read_bytes() == written

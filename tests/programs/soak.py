@@ -36,8 +36,8 @@ ENDS = ["SIGKILL", "SIGTERM", "SIGINT", "SIGTERM twice", "full disk"]
 
 def make_birds(root):
     conftest.draw_birds(root, classes=12, images=8)
-    conftest.run("data/split.py", root, "--train_classes=6")
-    lists = [os.path.join(root, f"CUB200_{part}.txt") for part in ("train", "val")]
+    conftest.run("data/split.py", root, "--name=birds", "--train_classes=6")
+    lists = [os.path.join(root, f"birds_{part}.txt") for part in ("train", "val")]
     return conftest.Birds(root, *lists, [f"--train_list={lists[0]}", f"--val_list={lists[1]}"])
 
 
