@@ -1,3 +1,4 @@
+# make help         this list
 # make quickstart   sample data, training, evaluation, features, in minutes
 # make test         all tests, and the linter
 # make test-2.6     the tests of scripts, weights, faults and several processes on paddlepaddle 2.6.2
@@ -18,7 +19,10 @@ endif
 REQUIREMENTS ?= requirements.txt
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test test-2.6 soak bench clean
+.PHONY: help quickstart test test-2.6 soak bench clean
+
+help:
+	@sed -n '/^# \(make\|PYTHON\)/s/^# //p' Makefile
 
 quickstart: $(VENV)/installed
 	$(RUN) quickstart.py

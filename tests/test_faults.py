@@ -38,10 +38,10 @@ def trained(birds, tmp_path_factory):
     return folder
 
 
-def start(birds, folder, *flags):
-    """Starts train.py; -> subprocess.Popen with pipes."""
+def start(birds, folder, *flags, root=ROOT):
+    """Starts the train.py in `root`; -> subprocess.Popen with pipes."""
     command = [sys.executable, "train.py", *birds.lists, *TINY, f"--model_save_dir={folder}", *flags]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_steps(process, count):
@@ -62,7 +62,9 @@ def figures(folder):
 
 
 def assert_same_run(folder, other, name):
-    for file_name in (checkpoint.WEIGHTS_FILE, checkpoint.OPTIMIZER_FILE):
+    parts = sorted(os.listdir(os.path.join(folder, "ResNet8", name)))
+    assert parts == sorted(os.listdir(os.path.join(other, "ResNet8", name)))
+    for file_name in set(parts) - {checkpoint.DESCRIPTION}:
         a, b = (weights.read_pickle(os.path.join(f, "ResNet8", name, file_name)) for f in (folder, other))
         assert list(a) == list(b) and all(np.asarray(a[key]).tobytes() == np.asarray(b[key]).tobytes() for key in a)
     assert figures(folder) == figures(other)

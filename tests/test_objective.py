@@ -3,14 +3,13 @@ saved, and continued to the bit. Adding such a loss touches two files."""
 
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from programs.ring_checkout import make_checkout
 
 import weights
 
@@ -22,20 +21,7 @@ SMALL = ["--model=ResNet8", "--image_shape=3,32,32", "--train_batch_size=12", "-
 def checkout(tmp_path_factory):
     """The scripts with a loss more: a file of its own, and the table in losses/__init__.py."""
     root = tmp_path_factory.mktemp("checkout")
-    for name in os.listdir(ROOT):
-        source = os.path.join(ROOT, name)
-        if name.endswith(".py"):
-            shutil.copy(source, root)
-        elif os.path.exists(os.path.join(source, "__init__.py")):
-            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(os.path.join(ROOT, "tests", "programs", "ringloss.py"), root / "losses")
-    table = (root / "losses" / "__init__.py").read_text()
-    row = '    "ringloss": Loss("RingLoss", ("ring_size",), ("num_classes", "embedding_size")),\n'
-    flag = '    "ring_size": {"type": number(int, low=1), "default": 8, "help": "of ringloss"},\n'
-    for opening, line in (("METRIC_LOSSES = {\n", row), ("FLAGS = {\n", flag)):
-        assert table.count(opening) == 1
-        table = table.replace(opening, opening + line)
-    (root / "losses" / "__init__.py").write_text(table)
+    make_checkout(str(root))
     return root
 
 

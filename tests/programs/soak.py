@@ -21,6 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import conftest
 import test_faults
+from programs.ring_checkout import make_checkout
 
 OPTIONS = [
     ["--loss_name=tripletloss", "--triplet_mining=random"],
@@ -28,6 +29,7 @@ OPTIONS = [
     ["--loss_name=quadrupletloss", "--optimizer=adam", "--lr=0.001"],
     ["--loss_name=emlloss", "--alpha=100", "--freeze_bn=True", "--lr=0.0001"],
     ["--loss_name=softmax", "--optimizer=adamw", "--lr=0.001", "--weight_decay=0.01"],
+    ["--loss_name=ringloss", "--ring_size=20", "--optimizer=adamw", "--lr=0.001"],  # with parameters and a memory
     ["--with_mem_opt=True", "--lr_strategy=cosine_decay", "--warmup_epochs=1"],
     ["--model=SE_ResNeXt50_32x4d", "--train_batch_size=8", "--total_images=16", "--lr=0.0001"],  # with dropout
 ]
@@ -73,17 +75,17 @@ def interrupt(rng, process, folder, how):
     return True
 
 
-def one_run(rng, birds, folder, disk):
+def one_run(rng, birds, folder, disk, scripts):
     """Trains once without and once with interruptions, and compares; -> Counter of the interruptions."""
     flags = [*rng.choice(OPTIONS), f"--num_epochs={rng.randint(3, 8)}", f"--eval_every={rng.randint(1, 3)}"]
     flags += [f"--keep={rng.randint(1, 3)}", f"--seed={rng.randint(0, 999)}"]
-    process = test_faults.start(birds, f"{folder}/whole", *flags)
+    process = test_faults.start(birds, f"{folder}/whole", *flags, root=scripts)
     _, err = process.communicate()
     assert process.returncode == 0, f"{flags}\n{err}"
     flags += [f"--save_every={rng.randint(0, 3)}", "--checkpoint=auto"]
     counts = collections.Counter()
     for _ in range(100):
-        process = test_faults.start(birds, f"{disk}/run", *flags)
+        process = test_faults.start(birds, f"{disk}/run", *flags, root=scripts)
         how = rng.choice(ENDS if os.path.ismount(disk) else ENDS[:-1])
         # After some interruptions it may run to its end: an epoch that is never saved in between would not come to one.
         if sum(counts.values()) >= 6 or not interrupt(rng, process, disk, how):
@@ -111,6 +113,8 @@ def main():
     with tempfile.TemporaryDirectory() as root:
         birds = make_birds(f"{root}/birds")
         disk = f"{root}/disk"
+        os.mkdir(f"{root}/scripts")
+        make_checkout(f"{root}/scripts")
         os.mkdir(disk)
         mounted = (
             shutil.which("mount")
@@ -124,7 +128,7 @@ def main():
             while time.time() < end:
                 folder = f"{root}/{runs}"
                 os.mkdir(folder)
-                counts += one_run(rng, birds, folder, disk)
+                counts += one_run(rng, birds, folder, disk, f"{root}/scripts")
                 runs += 1
                 shutil.rmtree(folder)
                 shutil.rmtree(f"{disk}/run")
