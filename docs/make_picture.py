@@ -1,0 +1,53 @@
+"""Draws queries and their nearest neighbours, the picture of the README, from the features of a quickstart run.
+
+python docs/make_picture.py
+"""
+
+import os
+import sys
+
+import numpy as np
+from PIL import Image, ImageOps
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+QUERIES, NEIGHBOURS, SIDE, FRAME = 5, 6, 72, 4
+RIGHT, WRONG, QUERY = (40, 160, 60), (200, 50, 40), (120, 120, 120)
+
+
+def framed(path, colour):
+    """A picture with a frame: [SIDE, SIDE] pixels in all."""
+    with Image.open(os.path.join(ROOT, path)) as image:
+        small = image.convert("RGB").resize((SIDE - 2 * FRAME, SIDE - 2 * FRAME))
+    return ImageOps.expand(small, FRAME, colour)
+
+
+def draw(features, labels, paths, queries):
+    """A row for each query: itself, then its nearest neighbours by cosine."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    sheet = Image.new("RGB", ((1 + NEIGHBOURS) * (SIDE + 4) + 8, len(queries) * (SIDE + 4)), "white")
+    for row, query in enumerate(queries):
+        similarity = unit @ unit[query]
+        similarity[query] = -2
+        nearest = np.argsort(-similarity)[:NEIGHBOURS]
+        sheet.paste(framed(paths[query], QUERY), (0, row * (SIDE + 4)))
+        for column, found in enumerate(nearest, 1):
+            colour = RIGHT if labels[found] == labels[query] else WRONG
+            sheet.paste(framed(paths[found], colour), (column * (SIDE + 4) + 8, row * (SIDE + 4)))
+    return sheet
+
+
+def main():
+    source = os.path.join(ROOT, "output_quickstart", "features.npz")
+    if not os.path.exists(source):
+        print(f"error: {source}: not there: make quickstart writes it", file=sys.stderr)
+        sys.exit(2)
+    with np.load(source) as file:
+        features, labels, paths = (file[name] for name in ("features", "labels", "paths"))
+    queries = np.random.default_rng(0).choice(len(labels), QUERIES, replace=False)  # drawn, not chosen
+    target = os.path.join(ROOT, "docs", "neighbours.jpg")
+    draw(features, labels, paths, queries).save(target, quality=85)
+    print(f"wrote {os.path.relpath(target)}: {os.path.getsize(target)} bytes")
+
+
+if __name__ == "__main__":
+    main()
