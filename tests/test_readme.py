@@ -34,7 +34,6 @@ esac
 """
 
 
-# Pages and what has to be there before their commands: those of the README, from which a reader comes.
 PAGES = (
     "README.md",
     *sorted(f"docs/{name}" for name in os.listdir(os.path.join(ROOT, "docs")) if name.endswith(".md")),
@@ -94,7 +93,7 @@ def weights_files(folder):
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
-    """-> function that types a page's commands; the README's come first, and what they leave is there for the others."""
+    """-> function that types a page's commands; the README's come first: what they leave is there for the others."""
     folder = tmp_path_factory.mktemp("reader")
     project = folder / "project"
     copy_of_the_project(project)
@@ -118,7 +117,9 @@ def reader(tmp_path_factory):
                 continue
             typed.append(other)
             for block in bash_blocks(other):
-                type_block(block)
+                if block not in typed:  # a page may show a command of the README again
+                    typed.append(block)
+                    type_block(block)
         return project
 
     def type_block(block):
