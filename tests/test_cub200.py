@@ -257,6 +257,8 @@ def test_ctrl_c_leaves_the_part_and_says_so(home):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHON": sys.executable, **{name: str(value) for name, value in environment.items()}},
+            # What a shell starts in the background, such as these tests, ignores Ctrl-C, and so does what that starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         assert process.stdout.readline().startswith(b"downloading CUB-200 (2010) from ")
         process.send_signal(signal.SIGINT)

@@ -3,11 +3,11 @@
 import json
 import tracemalloc
 
-import metrics
 import numpy as np
 import pytest
-from metrics import retrieval_metrics
 
+from retrieval import metrics
+from retrieval.metrics import retrieval_metrics
 from utility import UserError
 
 
