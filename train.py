@@ -211,7 +211,7 @@ def train_epoch(job, progress):
 
 
 def evaluate(job, epoch):
-    """Prints and logs recall@1,2,4,8 on the validation list; -> recall@1, or None in all but the first process.
+    """Prints and logs recall@1,2,4,8 on the validation list; -> recall@1, or None on all ranks but 0.
 
     Raises: Stopped after a signal.
     """

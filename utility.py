@@ -85,7 +85,7 @@ def print_arguments(flags):
 
 
 def fill(record, args, **values):
-    """Makes a record, a dataclass, of those flags in `args` (a Namespace) that are its fields; `values` go before."""
+    """Makes a record, a dataclass, of those flags in `args` (a Namespace) that it has; `values` override them."""
     names = [field.name for field in dataclasses.fields(record)]
     return record(**{**{name: getattr(args, name) for name in names if hasattr(args, name)}, **values})
 

@@ -42,7 +42,7 @@ def comparisons(tiny):
                 5,
                 batch,
             )
-    # On a GPU the calls return before the work is done: there is nothing to hold a stop-watch to.
+    # On a GPU the calls return before the work is done: there is nothing to time.
     for side, batch in [] if gpu else [(32, 8)] if tiny else [(224, 20), (96, 60)]:
         yield Comparison(
             f"train.py, ResNet50, {side} px, batch {batch}",
@@ -114,7 +114,7 @@ def shared_out(model, side, batch):
         PADDLE_TRAINER_ENDPOINTS=",".join(endpoints), PADDLE_CURRENT_ENDPOINT=endpoints[0],
         OMP_NUM_THREADS=str(max(1, int(os.environ["OMP_NUM_THREADS"]) // 2)),
     )  # fmt: skip
-    os.environ.pop("MKL_NUM_THREADS", None)  # goes before the other
+    os.environ.pop("MKL_NUM_THREADS", None)  # overrides the other
     environment = {**os.environ, "PADDLE_TRAINER_ID": "1", "PADDLE_CURRENT_ENDPOINT": endpoints[1]}
     code = f"import rows_step; rows_step.follow({model!r}, {side}, {batch})"
     folders = os.pathsep.join(path for path in sys.path[:2])
@@ -133,7 +133,7 @@ def shared_out(model, side, batch):
 
 
 def follow(model, side, batch):
-    """Takes a step whenever the first process says so, for it is not to compute while others have their turn; ends with
+    """Takes a step whenever rank 0 says so, for it is not to compute while others have their turn; ends with
     it."""
     run = ours(model, side, batch)
     for _ in sys.stdin:
@@ -188,7 +188,7 @@ def pytorch(model, side, batch, channels_last, gpu=False):
 
 
 def train_py(model, side, batch, steps):
-    """Runs train.py's own main with its forward and Paddle's backward under a stop-watch."""
+    """Runs train.py's own main with its forward and Paddle's backward under a timer."""
     from runtime import process
 
     paddle = process.start_paddle(seed=0)

@@ -61,7 +61,7 @@ def open_network(asked, pretrained_model, allow_partial=False):
 
 
 def extract(network, samples, reading, batch_size, on_batch=None, signals=None):
-    """Runs a network in evaluation mode over a list; several processes bring their batches together in the first one.
+    """Runs a network in evaluation mode over a list; several processes bring their batches together on rank 0.
 
     Args:
         network: an EmbeddingNet, or what engine.prepare made of one.
@@ -69,7 +69,7 @@ def extract(network, samples, reading, batch_size, on_batch=None, signals=None):
         on_batch: called as on_batch(index, logits) after each batch; logits float32 [B, C] or None without a head.
         signals: process.Signals: a signal to one process ends this in all, between two batches.
 
-    Returns: Features; None in all but the first process.
+    Returns: Features; None on all ranks but 0.
     Raises: UserError where not one picture could be read; parallel.Signalled after a signal.
     """
     import paddle

@@ -180,7 +180,7 @@ class Line:
 def _accept(listener, key, address):
     """Waits for a connection from each other process; -> {connection: rank}.
 
-    Whoever else knocks at the port does not know the key, and may be silent: each is heard in a thread of its own.
+    Whoever else connects to the port does not know the key, and may be silent: each is heard in a thread of its own.
     """
     heard = queue.Queue()
 
@@ -237,7 +237,7 @@ def _before_a_collective(what):
 
 
 def from_first(value):
-    """The first process's `value`, a Python object, in every process."""
+    """Rank 0's `value`, a Python object, in every process."""
     if world_size() == 1:
         return value
     import paddle.distributed as dist
@@ -344,7 +344,7 @@ class Signalled(Exception):
 
 
 def collect(items, signals=None):
-    """Yields the items of all processes, those of each in their order, to the first process; nothing to the others.
+    """Yields the items of all processes, those of each in their order, to rank 0; nothing to the others.
 
     An item is a Python object; they go over in rounds of one from each process, so that none has to keep many. (To all
     of them: Paddle 2.6.2 has no gathering of objects in one.)

@@ -22,6 +22,10 @@ os.environ["DEEP_METRIC_LEARNING_CACHE"] = CACHE.name
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 process.start_paddle()
 
+# A network and pictures that take no time; and a run of them, whose flags later ones override.
+SMALL = ["--model=ResNet8", "--image_shape=3,32,32", "--use_gpu=False"]
+TINY = [*SMALL, "--train_batch_size=8", "--samples_each_class=2", "--lr=0.01", "--seed=3", "--log_every=1"]
+
 Birds = collections.namedtuple("Birds", "root train_list val_list lists")
 
 
@@ -98,3 +102,12 @@ def home(tmp_path):
 
     archives.make_checkout(tmp_path / "my checkout")
     return tmp_path / "my checkout"
+
+
+@pytest.fixture(scope="session")
+def trained(birds, tmp_path_factory):
+    """The --model_save_dir of a run of one epoch, and in stdout.txt there what it printed. Not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    flags = ["--num_epochs=1", "--eval_at_start=True", "--log_every=2", f"--model_save_dir={folder}"]
+    (folder / "stdout.txt").write_text(run("train.py", *birds.lists, *TINY, *flags).stdout)
+    return folder

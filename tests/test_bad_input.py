@@ -4,14 +4,13 @@ import os
 import re
 
 import pytest
-from conftest import read_rows, run
+from conftest import SMALL, TINY, read_rows, run
 
 import losses
 import models
 from weights.checkpoint import read_description
 
-SMALL = ["--model=ResNet8", "--image_shape=3,32,32", "--use_gpu=False"]
-QUICK = [*SMALL, "--num_epochs=1", "--train_batch_size=8", "--samples_each_class=2", "--lr=0.01", "--seed=3"]
+QUICK = [*TINY, "--num_epochs=1"]
 
 
 def fails(script, *flags, allow=""):
@@ -116,13 +115,6 @@ def test_batch_shape(birds, output):
 def test_flag_values(birds, output, flag, wanted):
     message = train_fails(birds, output, flag)
     assert all(str(word) in message for word in wanted), message
-
-
-@pytest.fixture(scope="module")
-def trained(birds, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    run("train.py", *birds.lists, *QUICK, f"--model_save_dir={folder}")
-    return folder
 
 
 def test_checkpoint_of_another_model(birds, trained, output):

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import paddle
 import pytest
-from conftest import run
+from conftest import SMALL, run
 
 import models
 from retrieval import engine
@@ -18,7 +18,6 @@ from runtime import process
 from utility import UserError
 
 SHAPE = [3, 32, 32]
-SMALL = ["--model=ResNet8", "--image_shape=3,32,32", "--use_gpu=False"]
 needs_bf16 = pytest.mark.skipif(bool(engine.no_bf16()), reason="this CPU has no bf16 instructions")
 
 

@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import run
-from test_engine import SHAPE, SMALL, eager, features, make_network, network, no_trace, pictures, weights_file  # noqa: F401
+from conftest import SMALL, run
+from test_engine import SHAPE, eager, features, make_network, network, no_trace, pictures, weights_file  # noqa: F401
 
 from models import Settings
 from retrieval import export

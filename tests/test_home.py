@@ -6,25 +6,24 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import listing, run
+from conftest import SMALL, TINY, listing, run
 
 from training.run import LOG_FILE
 
-NETWORK = ["--model=ResNet8", "--image_shape=3,32,32", "--use_gpu=False"]
-TRAIN = [*NETWORK, "--train_batch_size=8", "--samples_each_class=2", "--lr=0.01", "--seed=3", "--total_images=16"]
+TRAIN = [*TINY, "--total_images=16"]
 
 
 @pytest.fixture(scope="module")
-def trained(birds, tmp_path_factory):
+def two_epochs(birds, tmp_path_factory):
     """The folder of a run with the checkpoints 0 and 1; `best` may be either."""
     folder = tmp_path_factory.mktemp("trained")
     run("train.py", *birds.lists, *TRAIN, "--num_epochs=2", "--keep=2", f"--model_save_dir={folder}")
     return folder / "ResNet8"
 
 
-def copy_run(trained, target, links=True):
+def copy_run(two_epochs, target, links=True):
     """Copies a run; without links as scp -r, zip and object stores do: each link becomes what it pointed at."""
-    shutil.copytree(trained, target, symlinks=links)
+    shutil.copytree(two_epochs, target, symlinks=links)
     if not links:
         for name in ("0", "1"):
             shutil.rmtree(target / name)
@@ -54,19 +53,19 @@ def add_mine(home):
 
 
 @pytest.mark.parametrize("flags", [["--checkpoint=latest"], ["--checkpoint=auto"], ["--checkpoint=latest", "--keep=9"]])
-def test_going_on_deletes_old_checkpoints_and_nothing_else(birds, trained, tmp_path, flags):
-    copy_run(trained, tmp_path / "ResNet8")
+def test_going_on_deletes_old_checkpoints_and_nothing_else(birds, two_epochs, tmp_path, flags):
+    copy_run(two_epochs, tmp_path / "ResNet8")
     add_mine(tmp_path)
     before = listing(tmp_path)
-    out = run("train.py", *NETWORK, *flags, f"--model_save_dir={tmp_path}", "--num_epochs=3", "--eval_every=0").stdout
+    out = run("train.py", *SMALL, *flags, f"--model_save_dir={tmp_path}", "--num_epochs=3", "--eval_every=0").stdout
     assert "mine.txt is not train.py's" in out  # the one inside of a checkpoint, which stays for it
     after = listing(tmp_path)
     kept(before, after, "ResNet8/latest", f"ResNet8/{LOG_FILE}", *([] if "--keep=9" in flags else ["ResNet8/1"]))
     assert after[f"ResNet8/{LOG_FILE}"].startswith(before[f"ResNet8/{LOG_FILE}"]) and "ResNet8/2/model.pdopt" in after
 
 
-def test_overwriting_deletes_the_run_and_nothing_else(birds, trained, tmp_path):
-    copy_run(trained, tmp_path / "ResNet8")
+def test_overwriting_deletes_the_run_and_nothing_else(birds, two_epochs, tmp_path):
+    copy_run(two_epochs, tmp_path / "ResNet8")
     add_mine(tmp_path)
     before = listing(tmp_path)
     flags = [*birds.lists, *TRAIN, f"--model_save_dir={tmp_path}", "--num_epochs=1", "--eval_every=0"]
@@ -83,8 +82,8 @@ def test_overwriting_deletes_the_run_and_nothing_else(birds, trained, tmp_path):
 
 
 @pytest.mark.parametrize("checkpoint", ["latest", "auto", "ResNet8/latest", "ResNet8/best"])
-def test_a_run_copied_without_links_goes_on_in_place(birds, trained, tmp_path, checkpoint):
-    copy_run(trained, tmp_path / "ResNet8", links=False)
+def test_a_run_copied_without_links_goes_on_in_place(birds, two_epochs, tmp_path, checkpoint):
+    copy_run(two_epochs, tmp_path / "ResNet8", links=False)
     before = listing(tmp_path)
     flags = ["--num_epochs=3", "--keep=9", "--eval_every=0", f"--model_save_dir={tmp_path}"]
     message = run("train.py", *birds.lists, *TRAIN, *flags, status=2).stderr
@@ -102,14 +101,14 @@ def test_a_run_copied_without_links_goes_on_in_place(birds, trained, tmp_path, c
 
 
 @pytest.mark.parametrize("what", ["log", "run", "checkpoint"])
-def test_links_are_not_followed_to_what_is_cut_or_deleted(birds, trained, tmp_path, what):
-    copy_run(trained, tmp_path / "elsewhere")
+def test_links_are_not_followed_to_what_is_cut_or_deleted(birds, two_epochs, tmp_path, what):
+    copy_run(two_epochs, tmp_path / "elsewhere")
     run_dir = tmp_path / "home" / "ResNet8"
     if what == "run":  # a run's folder may be on another disk
         run_dir.parent.mkdir()
         run_dir.symlink_to(tmp_path / "elsewhere")
     else:
-        copy_run(trained, run_dir)
+        copy_run(two_epochs, run_dir)
         name = {"log": LOG_FILE, "checkpoint": "1"}[what]
         shutil.rmtree(run_dir / name) if what == "checkpoint" else (run_dir / name).unlink()
         (run_dir / name).symlink_to(tmp_path / "elsewhere" / name)
@@ -147,7 +146,7 @@ def less(folder, names, code="EPERM", no_locks=False):
     return {"PYTHONPATH": str(folder)}
 
 
-def test_without_links_locks_and_flushing(birds, trained, tmp_path):
+def test_without_links_locks_and_flushing(birds, two_epochs, tmp_path):
     """The run says so at its start and does the same; all scripts read what stands in the place of the links."""
     environment = less(tmp_path / "site", ["symlink", "fsync"], "ENOTSUP", no_locks=True)
     flags = [*birds.lists, *TRAIN, f"--model_save_dir={tmp_path}/run", "--keep=2"]
@@ -159,7 +158,7 @@ def test_without_links_locks_and_flushing(birds, trained, tmp_path):
     folder = tmp_path / "run" / "ResNet8"
     assert (folder / "latest").read_text() == "1\n" and not (folder / "latest").is_symlink()
     assert (folder / "best").read_text().strip() in ("0", "1")
-    assert (folder / "1/model.pdparams").stat().st_size == (trained / "1/model.pdparams").stat().st_size
+    assert (folder / "1/model.pdparams").stat().st_size == (two_epochs / "1/model.pdparams").stat().st_size
     weights = [f"--pretrained_model={folder}/latest", "--use_gpu=False"]
     evaluated = [run("eval.py", *birds.lists, f"--pretrained_model={folder}/{name}").stdout for name in ("latest", "1")]
     figures = [[line for line in out.splitlines() if line.startswith("recall@1")] for out in evaluated]
@@ -182,8 +181,8 @@ def test_without_renaming_a_run_ends_before_its_first_step(birds, tmp_path):
 # ---------------------------------------------------------------- eval.py, infer.py and the lists
 
 
-def test_outputs_replace_only_earlier_outputs(birds, trained, tmp_path):
-    weights = [*birds.lists, f"--pretrained_model={trained}/1", "--use_gpu=False"]
+def test_outputs_replace_only_earlier_outputs(birds, two_epochs, tmp_path):
+    weights = [*birds.lists, f"--pretrained_model={two_epochs}/1", "--use_gpu=False"]
     (tmp_path / "thesis.txt").write_text("mine")
     (tmp_path / "table.json").write_text('{"mine": 1}')
     np.savez(tmp_path / "mine.npz", mine=1)
@@ -206,9 +205,9 @@ def test_outputs_replace_only_earlier_outputs(birds, trained, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["description", "other", "export and more", "link"])
-def test_an_export_replaces_an_export_only(birds, trained, tmp_path, content):
+def test_an_export_replaces_an_export_only(birds, two_epochs, tmp_path, content):
     target = tmp_path / "exported"
-    command = ["infer.py", f"--pretrained_model={trained}/1", "--use_gpu=False", f"--export_dir={target}"]
+    command = ["infer.py", f"--pretrained_model={two_epochs}/1", "--use_gpu=False", f"--export_dir={target}"]
     if content in ("export and more", "link"):
         run(*command)
         (target / ("mine.txt" if content == "export and more" else "more")).write_text("mine")
@@ -228,17 +227,17 @@ def test_an_export_replaces_an_export_only(birds, trained, tmp_path, content):
     assert listing(tmp_path) == before
 
 
-def test_the_engine_touches_its_cache_only(birds, trained, tmp_path):
+def test_the_engine_touches_its_cache_only(birds, two_epochs, tmp_path):
     """Beside weights nothing is read or removed, and of the cache what has the engine's names and contents."""
     weights = tmp_path / "mine" / "bird.pdparams"
     weights.parent.mkdir()
-    shutil.copy(trained / "1/model.pdparams", weights)
+    shutil.copy(two_epochs / "1/model.pdparams", weights)
     precious = tmp_path / "precious" / "0123456789abcdef_0123456789abcdef"
     precious.mkdir(parents=True)
     (precious / "model.json").write_text("mine")
     (tmp_path / "mine" / "bird.pdparams.inference").symlink_to(tmp_path / "precious")
     cache = tmp_path / "cache"
-    command = ["eval.py", *birds.lists, *NETWORK, f"--pretrained_model={weights}", "--engine=inference"]
+    command = ["eval.py", *birds.lists, *SMALL, f"--pretrained_model={weights}", "--engine=inference"]
     run(*command, DEEP_METRIC_LEARNING_CACHE=str(cache))
     (folder,) = (cache / "inference").iterdir()
     (folder / "notes").mkdir()

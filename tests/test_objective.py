@@ -9,12 +9,12 @@ import time
 
 import numpy as np
 import pytest
+from conftest import TINY
 from programs.ring_checkout import make_checkout
 
 import weights
 
-SMALL = ["--model=ResNet8", "--image_shape=3,32,32", "--train_batch_size=12", "--samples_each_class=2", "--lr=0.01",
-         "--seed=3", "--use_gpu=False", "--log_every=1", "--loss_name=ringloss", "--ring_size=30"]  # fmt: skip
+RING = [*TINY, "--train_batch_size=12", "--loss_name=ringloss", "--ring_size=30"]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def start(checkout, birds, folder, *flags, processes=1):
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "paddle.distributed.launch", f"--log_dir={folder}_log", f"--nproc_per_node={processes}"]
-    command += ["train.py", *birds.lists, *SMALL, f"--model_save_dir={folder}", *flags]
+    command += ["train.py", *birds.lists, *RING, f"--model_save_dir={folder}", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env=environment)  # fmt: skip

@@ -11,14 +11,13 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, read_rows, run
+from conftest import ROOT, TINY, read_rows, run
 from programs.parallel_worker import LOSSES
 
 import weights
 from training.run import Run
 
-TINY = ["--model=ResNet8", "--image_shape=3,32,32", "--train_batch_size=12", "--samples_each_class=2", "--lr=0.01",
-        "--seed=3", "--use_gpu=False", "--log_every=1", "--freeze_bn=True"]  # fmt: skip
+FROZEN = [*TINY, "--train_batch_size=12", "--freeze_bn=True"]
 
 
 def launch(processes, log_dir, *command, options=()):
@@ -45,7 +44,7 @@ def finish(process, log_dir, fails=False):
 
 
 def train(processes, birds, folder, *flags, fails=False):
-    command = ["train.py", *birds.lists, *TINY, f"--model_save_dir={folder}", *flags]
+    command = ["train.py", *birds.lists, *FROZEN, f"--model_save_dir={folder}", *flags]
     if processes == 1:
         return run(*command, OMP_NUM_THREADS="1").stdout
     return finish(launch(processes, f"{folder}_log", *command), f"{folder}_log", fails)
@@ -184,7 +183,7 @@ def start_long_run(birds, folder, *flags):
     """Starts two processes that train until they are ended; -> the launcher, when both have taken steps, and their
     process ids in the order of their ranks."""
     log_dir = f"{folder}_log"
-    command = ["train.py", *birds.lists, *TINY, f"--model_save_dir={folder}", "--num_epochs=100000", *flags]
+    command = ["train.py", *birds.lists, *FROZEN, f"--model_save_dir={folder}", "--num_epochs=100000", *flags]
     process = launch(2, log_dir, *command)
     deadline = time.time() + 60
     while not os.path.exists(os.path.join(folder, "ResNet8", "latest")):
@@ -254,7 +253,7 @@ def free_port():
 def launch_two_machines(birds, folder, *flags):
     """Two launchers on this machine, each as on a machine of its own; `flags`: a list of flags for each."""
     master = [f"--master=127.0.0.1:{free_port()}", "--nnodes=2"]
-    command = ["train.py", *birds.lists, *TINY, "--num_epochs=1"]
+    command = ["train.py", *birds.lists, *FROZEN, "--num_epochs=1"]
     return [
         launch(1, folder / f"log{n}", *command, *own, options=[*master, f"--rank={n}"]) for n, own in enumerate(flags)
     ]

@@ -8,11 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, read_rows, run
+from conftest import ROOT, TINY, read_rows, run
 from PIL import Image
 
-SMALL = ["--model=ResNet8", "--image_shape=3,32,32", "--use_gpu=False"]
-QUICK = [*SMALL, "--num_epochs=1", "--train_batch_size=8", "--samples_each_class=2", "--lr=0.01", "--seed=3"]
+QUICK = [*TINY, "--num_epochs=1"]
 LOG_LINE = re.compile(
     r"^Pass (\d+), trainbatch (\d+), lr [\d.e-]+, loss_metric [\d.]+, loss_cls [\d.]+, acc1 [\d.]+, acc5 [\d.]+, "
     r"time [\d.]+ sec",
@@ -24,16 +23,8 @@ def train(birds, folder, *flags, status=0):
     return run("train.py", *birds.lists, f"--model_save_dir={folder}", *flags, status=status)
 
 
-@pytest.fixture(scope="module")
-def trained(birds, tmp_path_factory):
-    """The folder of a short run with triplet loss."""
-    folder = tmp_path_factory.mktemp("trained")
-    result = train(birds, folder, *QUICK, "--eval_at_start=True", "--log_every=2")
-    return folder, result.stdout
-
-
 def test_train_writes_what_it_says(trained):
-    folder, stdout = trained
+    folder, stdout = trained, (trained / "stdout.txt").read_text()
     lines = LOG_LINE.findall(stdout)
     assert [int(step) for _, step in lines] == [0, 2, 4, 5]  # every other of 6 steps, and the last
     run_dir = folder / "ResNet8"
@@ -46,7 +37,7 @@ def test_train_writes_what_it_says(trained):
 
 
 def test_eval_and_infer_agree_with_brute_force_on_the_features(trained, birds, tmp_path):
-    folder, stdout = trained
+    folder, stdout = trained, (trained / "stdout.txt").read_text()
     best = f"--pretrained_model={folder}/ResNet8/best"
     run("infer.py", *birds.lists, best, "--use_gpu=False", f"--feature_file={tmp_path}/f.npz")
     run("eval.py", *birds.lists, best, "--use_gpu=False", "--recall_at=1,3", f"--output_json={tmp_path}/e.json")
@@ -72,7 +63,7 @@ def test_eval_and_infer_agree_with_brute_force_on_the_features(trained, birds, t
 
 
 def test_infer_prints_the_originals_lines_with_the_classes_own_labels(trained, birds):
-    folder, _ = trained
+    folder = trained
     best = f"--pretrained_model={folder}/ResNet8/best"
     out = run("infer.py", *birds.lists, best, "--use_gpu=False", "--input", birds.train_list).stdout
     found = re.findall(r"^Test-(\d+)-score: \[(-?[\d.]+)\], class \[(\d+)\], (.*)$", out, re.MULTILINE)
@@ -82,7 +73,7 @@ def test_infer_prints_the_originals_lines_with_the_classes_own_labels(trained, b
 
 
 def test_infer_takes_folders_images_and_lists_of_paths_for_every_batch_size(trained, birds, tmp_path):
-    folder, _ = trained
+    folder = trained
     common = [f"--pretrained_model={folder}/ResNet8/best", "--use_gpu=False"]
     run("infer.py", *common, "--input", f"{birds.root}/images", f"--feature_file={tmp_path}/a.npz", "--batch_size=7")
     folder_run = np.load(tmp_path / "a.npz")
@@ -98,7 +89,7 @@ def test_infer_takes_folders_images_and_lists_of_paths_for_every_batch_size(trai
 
 
 def test_accuracy_of_the_head_is_that_of_inference_and_only_for_known_classes(trained, birds, tmp_path):
-    folder, _ = trained
+    folder = trained
     common = [*birds.lists, f"--pretrained_model={folder}/ResNet8/best", "--use_gpu=False"]
     out = run("eval.py", *common, f"--val_list={birds.train_list}", f"--output_json={tmp_path}/e.json").stdout
     assert re.search(r"^Testbatch 0,loss [\d.]+, acc1 [\d.]+,acc5 [\d.]+,time [\d.]+ sec$", out, re.MULTILINE)
@@ -178,7 +169,7 @@ def test_keep_bounds_the_epochs_on_disk(birds, tmp_path):
 
 
 def test_skipped_images_are_counted_and_the_rest_is_right(trained, birds, tmp_path):
-    folder, _ = trained
+    folder = trained
     rows = read_rows(birds.val_list)[:10]
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     rows.insert(4, f"{tmp_path}/broken.jpg 7")
@@ -207,7 +198,7 @@ def test_help_teaches_and_does_not_import_paddle():
 
 def test_pictures_of_any_kind_in_one_list(trained, birds, tmp_path):
     """The same picture as JPEG, PNG, BMP, WebP and in other colour modes gives nearly the same feature."""
-    folder, _ = trained
+    folder = trained
     with Image.open(os.path.join(birds.root, read_rows(birds.val_list)[0].rsplit(" ", 1)[0])) as image:
         image.save(tmp_path / "a.png")
         image.save(tmp_path / "b.bmp")
@@ -233,7 +224,7 @@ def test_a_continued_run_takes_over_every_flag_that_is_not_typed(birds, tmp_path
 
 
 def test_a_run_continued_in_another_folder_and_with_another_optimizer(trained, birds, tmp_path):
-    folder, _ = trained
+    folder = trained
     flags = [f"--checkpoint={folder}/ResNet8/0", f"--model_save_dir={tmp_path}", "--num_epochs=2", "--optimizer=adamw"]
     out = run("train.py", *flags, "--force=True").stdout
     assert "note: adamw starts anew: it can't use the state of momentum" in out
@@ -282,7 +273,7 @@ def test_a_head_that_is_wider_than_the_labels(birds, tmp_path):
 
 
 def test_pictures_with_any_name_and_a_list_beside_them(trained, birds, tmp_path):
-    folder, _ = trained
+    folder = trained
     with Image.open(os.path.join(birds.root, read_rows(birds.val_list)[0].rsplit(" ", 1)[0])) as image:
         image.save(tmp_path / "picture", format="JPEG")
         image.save(tmp_path / "a.gif")

@@ -48,7 +48,7 @@ def add_batch_arguments(parser):
     # fmt: off
     add = parser.add_argument_group("batches").add_argument
     add("--batch_size", type=number(int, low=1), default=256, help="images a step, for training")
-    add("--train_batch_size", type=number(int, low=1), help="the same, and goes before --batch_size")
+    add("--train_batch_size", type=number(int, low=1), help="the same; overrides --batch_size")
     add("--test_batch_size", type=number(int, low=1), default=32, help="images at once in evaluation")
     add("--total_images", type=number(int, low=1), help="images an epoch (default: the length of --train_list)")
     add("--min_area", type=number(float, above=0, high=1), default=0.08,

@@ -149,7 +149,7 @@ class Run:
                 os.remove(os.path.join(self.path, link))
 
     def make_way(self, link):
-        """Makes room for the link `<folder>/<link>` where something else has that name, such as the checkpoint itself
+        """Moves away what has the name of the link `<folder>/<link>` and is none, such as the checkpoint itself
         in a run that was copied without its links.
 
         That may be the only copy of its weights: it takes the checkpoint's own name where that is free. It is deleted
