@@ -12,6 +12,10 @@ from training.run import Run
 from utility import UserError
 from weights import checkpoint
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:When training, we now always track", "ignore:The input state dict is empty"
+)
+
 OPTIMIZERS = {
     "momentum": lambda p: paddle.optimizer.Momentum(0.1, momentum=0.9, parameters=p, weight_decay=1e-3),
     "momentum fused": lambda p: paddle.optimizer.Momentum(0.1, 0.9, p, weight_decay=1e-3, use_multi_tensor=True),

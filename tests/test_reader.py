@@ -163,6 +163,7 @@ def test_fingerprint():
         for a, b in (("x/cat", "x/dog"), ("x/cow", "x/dog"), ("y/z/cat", "y/./dog"))
     )
     assert reader.fingerprint(first) == reader.fingerprint(moved) != reader.fingerprint(other)
+    assert reader.fingerprint(first, components=1) == reader.fingerprint(other, components=1)
 
 
 def test_a_bomb_is_one_bad_picture(tmp_path):

@@ -14,6 +14,10 @@ from training.run import LOG_FILE, Run
 from utility import UserError
 from weights import checkpoint
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:When training, we now always track", "ignore:The input state dict is empty"
+)
+
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     network, optimizer = build()
