@@ -100,8 +100,8 @@ def is_figures(path):
     try:
         with open(path) as file:
             figures = json.load(file)
-        return "queries" in figures and "args" in figures
-    except (OSError, ValueError, TypeError):
+        return isinstance(figures["queries"], int) and isinstance(figures["args"], dict) and "seconds" in figures
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return False
 
 

@@ -65,7 +65,8 @@ def atomic_write(path, mode="w"):
             yield file
             file.flush()
             sync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        with contextlib.suppress(OSError):  # a mount of another user's
+            os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, final)
         temporary = None
         sync_directory(folder)
@@ -82,7 +83,8 @@ def temporary_folder(path):
     """Makes a folder beside `path`, `<path>.tmp<letters>`, to be filled and renamed to `path`; what is not, goes."""
     temporary = tempfile.mkdtemp(prefix=f"{os.path.basename(path)}.tmp", dir=os.path.dirname(path) or os.curdir)
     try:
-        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp's are for their owner alone
+        with contextlib.suppress(OSError):  # a mount of another user's
+            os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp's are for their owner alone
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -151,6 +153,15 @@ def cut(path, size):
         with _open_own(path, os.O_RDWR) as file:
             if os.fstat(file.fileno()).st_size > size:
                 file.truncate(size)
+
+
+def unshare(path):
+    """Makes a file that has other names, too (hard links), one of its own, so that the others stay as they are."""
+    if os.path.isfile(path) and not os.path.islink(path) and os.stat(path).st_nlink > 1:
+        with open(path, "rb") as file:
+            content = file.read()
+        with atomic_write(path, "wb") as file:
+            file.write(content)
 
 
 @contextlib.contextmanager
@@ -245,6 +256,8 @@ def try_folder(path):
             try:
                 os.fsync(file.fileno())
             except OSError as error:
+                if error.errno not in CANNOT:
+                    raise
                 missing.append(f"no flushing ({error.strerror}): a power failure may cost what was written last")
         if not link(probe):
             missing.append("no symbolic links: latest and best are small files with the name of the checkpoint")

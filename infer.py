@@ -96,7 +96,7 @@ def is_feature_file(path):
     try:
         with np.load(path) as file:
             return {"features", "paths"} <= set(file.files) <= {"features", "paths", "labels"}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError):
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError):
         return False
 
 

@@ -82,13 +82,15 @@ def main():
 
     # Where it is kept, and how far it is.
     run = Run(os.path.join(args.model_save_dir, args.model))
-    if parallel.is_first():
-        start.prepare_run(run, begin, settings)
-    parallel.meet("the run's folder")  # in which a checkpoint may have got another name
+    same = parallel.is_first() and start.prepare_run(run, begin, settings)
+    parallel.meet("the run's folder")
     progress = Progress(lists.steps)
     if begin.before:
         progress = start.restore(run, begin, lists, parts)
         optimizers.report_rate(schedule, progress, begin.before)
+    parallel.meet("the checkpoint")  # all have read it
+    if parallel.is_first():
+        start.begin_run(run, begin, settings, progress, same)
     utility.print_arguments(vars(args))
     parallel.meet("the start")
     run.log({"args": vars(args), "process": process.describe_process()})

@@ -141,6 +141,8 @@ def compile_network(network, image_shape, precision="float32", folders=()):
     with silence():
         for folder in folders:
             path = os.path.join(folder, key)
+            if os.path.islink(folder):
+                continue
             if files.foreign_entry(path, _PARTS):  # also where there is none
                 continue
             # Whatever is wrong with it, it can be made again.
@@ -151,7 +153,7 @@ def compile_network(network, image_shape, precision="float32", folders=()):
                 run.source = f"as kept in {folder}"
                 return run
             files.remove_folder(path, _PARTS)
-        for folder in [*folders, None]:
+        for folder in [*(folder for folder in folders if not os.path.islink(folder)), None]:
             try:
                 return _make(network, image_shape, precision, folder, key)
             except Exception:  # also what Paddle makes of a full disk

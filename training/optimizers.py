@@ -94,9 +94,11 @@ def report_rate(schedule, progress, before):
     rate = rate_of_step(schedule, epoch, step, progress.steps)
     if epoch < schedule.num_epochs and not math.isclose(rate_of_step(earlier, epoch, step, progress.steps), rate):
         last = rate_of_step(earlier, before["epoch"], before["step"] - 1, before["steps"])
+        planned = rate_of_step(earlier, epoch, step, progress.steps)
         print(
-            f"note: the learning rate was {last:.6g} at the last step and is {rate:.6g} at the next: the schedule is "
-            f"computed anew from --lr, --lr_strategy, --warmup_epochs and --num_epochs={schedule.num_epochs}"
+            f"note: the learning rate was {last:.6g} at the last step and is {rate:.6g} at the next (before: "
+            f"{planned:.6g}): the schedule is computed anew from --lr, --lr_strategy, --warmup_epochs and "
+            f"--num_epochs={schedule.num_epochs}"
         )
 
 
@@ -223,4 +225,6 @@ def load_optimizer_state(named_parameters, optimizer, saved, path):
         if list(np.shape(saved[key])) != list(value.shape):
             shapes = f"{list(np.shape(saved[key]))} in place of {list(value.shape)}"
             raise UserError(f"{path}: {key!r} is {shapes}")
+        if np.asarray(saved[key]).dtype != np.float32:
+            raise UserError(f"{path}: {key!r} is {np.asarray(saved[key]).dtype} in place of float32")
     optimizer.set_state_dict({name: paddle.to_tensor(saved[key]) for key, (name, _) in entries.items()})

@@ -18,7 +18,7 @@ from weights import checkpoint
 from weights.checkpoint import CONTENT, LEFTOVER, LINKS, checkpoint_name, described_name, position
 
 LOG_FILE = "train_log.jsonl"
-SET_ASIDE = "replaced"
+SET_ASIDE, MARK = "replaced", ".set_aside_by_train.py"  # a folder, and what says in it that we have made it
 PROBE = re.compile(r"\.write_test(\.old)?\.tmp\d+")
 
 
@@ -94,7 +94,9 @@ class Run:
 
     def later(self, name):
         """The names of those that come after the checkpoint `name`."""
-        return [other for other in self.names() if position(other) > position(name)]
+        copied = [described_name(os.path.join(self.path, link)) for link in self.copied()]
+        found = {other for other in (*self.names(), *copied) if position(other) > position(name)}
+        return sorted(found, key=position)
 
     def remove(self, names):
         """Deletes checkpoints; one that holds something else, or was not written under its name, stays."""
@@ -204,14 +206,25 @@ class Run:
             files.append(os.path.join(self.path, LOG_FILE), json.dumps(record) + "\n")
 
     def cut_log(self, size):
-        """Takes from the log what was written after the checkpoint at which it had `size` bytes: it will come again."""
+        """Takes from the log what was written after the checkpoint at which it had `size` bytes: it will come again.
+
+        A file that is not a log of ours throughout is kept under another name.
+        """
+        path = os.path.join(self.path, LOG_FILE)
+        if os.path.isfile(path) and not os.path.islink(path):
+            if self.read_log() is None:
+                files.keep(path)
+            files.unshare(path)
         if size is not None:
-            files.cut(os.path.join(self.path, LOG_FILE), size)
+            files.cut(path, size)
 
     def log_size(self):
         """Bytes of the log, which are on the disk then."""
         with contextlib.suppress(FileNotFoundError), open(os.path.join(self.path, LOG_FILE), "rb") as file:
-            files.sync(file.fileno())
+            try:
+                files.sync(file.fileno())
+            except OSError as error:
+                raise UserError(f"{file.name}: cannot be flushed to the disk: {error.strerror}") from None
             return os.fstat(file.fileno()).st_size
         return 0
 
@@ -247,6 +260,8 @@ class Run:
         try:
             if names and not os.path.isdir(aside):
                 os.makedirs(aside)
+                with open(os.path.join(aside, MARK), "w"):
+                    pass
             for name in names:
                 path, target = os.path.join(self.path, name), os.path.join(aside, name)
                 if not os.path.lexists(target):
@@ -261,13 +276,13 @@ class Run:
     def remove_set_aside(self):
         """Deletes what `set_aside` has moved, and nothing else that the folder may hold."""
         aside = os.path.join(self.path, SET_ASIDE)
-        if os.path.islink(aside) or not os.path.isdir(aside):
+        if os.path.islink(aside) or not os.path.isfile(os.path.join(aside, MARK)):
             return
         earlier = Run(aside)
         earlier.remove([*earlier.names(), *earlier.copied()])
         own = [link for link in LINKS if earlier.read_link(link)]
         own += [LOG_FILE] if earlier.read_log() is not None else []
-        for name in own:
+        for name in (*own, MARK):
             with contextlib.suppress(OSError):
                 os.remove(os.path.join(aside, name))
         with contextlib.suppress(OSError):  # it holds something of the user's

@@ -264,7 +264,9 @@ def check_alike(flags, start, digests):
 
 
 def prepare_run(run, start, settings):
-    """Makes the folder of `run` ready; an earlier run in it is only touched with --checkpoint or --overwrite.
+    """Makes sure that `run` may have its folder, and can work in it; -> whether it goes on with the run that is there.
+
+    An earlier run in it is only touched with --checkpoint or --overwrite, and not before `begin_run`.
 
     Args:
         settings: RunSettings.
@@ -290,6 +292,16 @@ def prepare_run(run, start, settings):
         print(f"note: {run.path}: {line}")
     run.lock()
     run.remove_leftovers()
+    return same
+
+
+def begin_run(run, start, settings, progress, same):
+    """Makes the changes that the run begins with, when all that may fail has been read.
+
+    Args:
+        progress: Progress, of the checkpoint to go on from.
+        same: what `prepare_run` returned.
+    """
     if same:
         run.cut_log(start.before.get("log_bytes"))
     else:
@@ -301,10 +313,15 @@ def prepare_run(run, start, settings):
         run.make_way(link)
     if same:
         for link, name in copied.items():
-            run.point_at(link, name)
-        run.point_at("latest", checkpoint_name(start.before))
-        run.remove(later)
+            if name in run.names():
+                run.point_at(link, name)
+        name = checkpoint_name(start.before)
+        if name in run.names():
+            run.point_at("latest", name)
+        run.remove(run.later(name))
         run.remove_dangling()
+    if progress.best:
+        run.point_at("best", str(progress.best["epoch"]))
 
 
 def check_room(run, settings, same):
@@ -333,10 +350,7 @@ def check_room(run, settings, same):
 def restore(run, start, data, parts):
     """Puts back what the checkpoint holds of objective, optimizer and loss scaling; -> Progress."""
     before = start.before
-    folder = start.checkpoint
-    if not os.path.isdir(folder):  # a copied run's latest/ or best/, which has its own name by now
-        folder = os.path.join(run.path, checkpoint_name(before))
-    run_parts.restore(parts, folder, before, start.flags["optimizer"], start.flags["force"])
+    run_parts.restore(parts, start.checkpoint, before, start.flags["optimizer"], start.flags["force"])
     # With --force an epoch may have other steps than the one that was begun: then the next begins.
     done = before["step"] == before["steps"]
     step = data.steps if done else min(before["step"], data.steps)
@@ -345,9 +359,8 @@ def restore(run, start, data, parts):
     if best and data.val and lists_before(data, start)["val_list"] != reader.fingerprint(data.val):
         print("note: another --val_list: what was the best on the old one is forgotten")
         best = None
-    if best and str(best["epoch"]) in run.names():  # not in another folder, or deleted since
+    there = [*run.names(), *(described_name(os.path.join(run.path, link)) for link in run.copied())]
+    if best and str(best["epoch"]) in there:  # not in another folder, or deleted since
         progress = dataclasses.replace(progress, best=best)
-        if parallel.is_first():
-            run.point_at("best", str(best["epoch"]))
     process.compare_process(before["process"])
     return progress

@@ -26,8 +26,8 @@ OPTIONAL = ("objective",)  # not written where it is empty
 LINKS = ("latest", "best")
 # What a folder that is one of our checkpoints holds, and nothing else; with what an ended process may leave in it.
 _NAMES = "|".join(re.escape(name) for name in (*PART_FILES.values(), DESCRIPTION))
-CONTENT = re.compile(rf"({_NAMES})(\.tmp\w+)?")
-LEFTOVER = re.compile(rf"({_NAMES}|latest|best|\d+(_\d+)?(\.old)?)\.tmp\w+")
+CONTENT = re.compile(rf"({_NAMES})(\.tmp(\d+|[a-z0-9_]{{8}}))?")
+LEFTOVER = re.compile(rf"({_NAMES}|latest|best|\d+(_\d+)?(\.old)?)\.tmp(\d+|[a-z0-9_]{{8}})")
 
 
 def write_checkpoint(path, parts, description, make_way):
@@ -126,7 +126,7 @@ def read_link(path):
 def resolve(path):
     """The folder of the checkpoint `path`, which may be a small file in place of a link; else `path` as it is."""
     run_dir, link = os.path.split(os.path.normpath(path))
-    if link in LINKS and os.path.isfile(path):
-        name = read_link(path)
+    if link in LINKS and os.path.isfile(os.path.join(run_dir, link)):
+        name = read_link(os.path.join(run_dir, link))
         return os.path.join(run_dir, name) if name else path
     return path
