@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, TINY, read_rows, run
 from PIL import Image
 
-QUICK = [*TINY, "--num_epochs=1"]
+QUICK = [*TINY, "--num_epochs=1", "--log_every=10"]
 LOG_LINE = re.compile(
     r"^Pass (\d+), trainbatch (\d+), lr [\d.e-]+, loss_metric [\d.]+, loss_cls [\d.]+, acc1 [\d.]+, acc5 [\d.]+, "
     r"time [\d.]+ sec",
