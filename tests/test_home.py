@@ -100,6 +100,41 @@ def test_a_run_copied_without_links_goes_on_in_place(birds, two_epochs, tmp_path
     assert after["ResNet8/latest"] == "-> 2"
 
 
+def test_a_copy_has_later_checkpoints_although_they_have_no_number(birds, two_epochs, tmp_path):
+    copy_run(two_epochs, tmp_path / "ResNet8", links=False)
+    shutil.rmtree(tmp_path / "ResNet8" / "best")
+    shutil.copytree(two_epochs / "0", tmp_path / "ResNet8" / "best")
+    before = listing(tmp_path)
+    message = run("train.py", f"--checkpoint={tmp_path}/ResNet8/best", "--num_epochs=3", status=2).stderr
+    assert "the run has later checkpoints (1)" in message and listing(tmp_path) == before
+
+
+def test_nothing_is_deleted_before_all_is_read(birds, two_epochs, tmp_path):
+    copy_run(two_epochs, tmp_path / "ResNet8")
+    (tmp_path / "ResNet8/0/model.pdopt").write_bytes(b"")
+    before = listing(tmp_path)
+    flags = [f"--checkpoint={tmp_path}/ResNet8/0", "--overwrite=True", "--num_epochs=3"]
+    assert "model.pdopt" in run("train.py", *flags, status=2).stderr
+    assert listing(tmp_path) == before
+
+
+def test_what_only_looks_like_ours_stays(birds, two_epochs, tmp_path):
+    """Copies that somebody made, a folder with the name of ours, and a log with a remark."""
+    folder = tmp_path / "ResNet8"
+    copy_run(two_epochs, folder)
+    shutil.copytree(folder / "1", folder / "1.tmp_backup")
+    shutil.copytree(folder / "0", folder / "replaced" / "0")
+    (folder / "best.tmp_mine").write_text("mine")
+    with open(folder / LOG_FILE, "a") as file:
+        file.write("# my remark\n")
+    before = listing(tmp_path)
+    flags = ["--model=ResNet8", "--checkpoint=latest", "--num_epochs=3", "--eval_every=0", "--keep=9"]
+    out = run("train.py", *flags, f"--model_save_dir={tmp_path}").stdout
+    after = listing(tmp_path)
+    kept(before, after, "ResNet8/latest", f"ResNet8/{LOG_FILE}")
+    assert after[f"ResNet8/{LOG_FILE}.kept1"] == before[f"ResNet8/{LOG_FILE}"] and f"{LOG_FILE}.kept1" in out
+
+
 @pytest.mark.parametrize("what", ["log", "run", "checkpoint"])
 def test_links_are_not_followed_to_what_is_cut_or_deleted(birds, two_epochs, tmp_path, what):
     copy_run(two_epochs, tmp_path / "elsewhere")
@@ -166,6 +201,12 @@ def test_without_links_locks_and_flushing(birds, two_epochs, tmp_path):
     run("infer.py", *birds.lists, *weights, f"--feature_file={tmp_path}/f.npz")
     run("train.py", f"--checkpoint={folder}/latest", "--num_epochs=3")  # where there are links again
     assert os.readlink(folder / "latest") == "2"
+
+
+def test_where_modes_cannot_be_changed(birds, tmp_path):
+    environment = less(tmp_path / "site", ["chmod"])
+    flags = [*birds.lists, *TRAIN, f"--model_save_dir={tmp_path}/run", "--num_epochs=1"]
+    assert "done: " in run("train.py", *flags, **environment).stdout
 
 
 def test_without_renaming_a_run_ends_before_its_first_step(birds, tmp_path):
