@@ -79,6 +79,7 @@ def test_overwriting_deletes_the_run_and_nothing_else(birds, two_epochs, tmp_pat
     kept(before, after, *(f"ResNet8/{name}" for name in run_files))
     assert "ResNet8/1/model.pdparams" not in after and "ResNet8/best" not in after
     assert after["ResNet8/latest"] == "-> 0"
+    assert {name.split("/")[2] for name in after if name.startswith("ResNet8/replaced/")} == {"0", "mine.txt"}
 
 
 @pytest.mark.parametrize("checkpoint", ["latest", "auto", "ResNet8/latest", "ResNet8/best"])

@@ -10,7 +10,7 @@ import pytest
 from test_optimizers import at, build, same, save, step, values
 
 import files
-from training.run import LOG_FILE, MARK, Run
+from training.run import LOG_FILE, MOVED, Run
 from utility import UserError
 from weights import checkpoint
 
@@ -162,7 +162,7 @@ def test_set_run_aside(tmp_path):
     (tmp_path / "model.pdparams").write_text("not ours")
     Run(tmp_path).set_aside()
     assert sorted(os.listdir(tmp_path)) == ["2024", "model.pdparams", "replaced"]
-    assert sorted(os.listdir(tmp_path / "replaced")) == [MARK, "0", "11", "best", "latest", LOG_FILE]
+    assert sorted(os.listdir(tmp_path / "replaced")) == [MOVED, "0", "11", "best", "latest", LOG_FILE]
     assert os.listdir(tmp_path / "2024") == ["holiday.jpg"]
     # A second try whose own checkpoint never came does not push out what was set aside.
     (tmp_path / LOG_FILE).write_text('{"args": {"second": 1}}\n')

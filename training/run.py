@@ -18,7 +18,7 @@ from weights import checkpoint
 from weights.checkpoint import CONTENT, LEFTOVER, LINKS, checkpoint_name, described_name, position
 
 LOG_FILE = "train_log.jsonl"
-SET_ASIDE, MARK = "replaced", ".set_aside_by_train.py"  # a folder, and what says in it that we have made it
+SET_ASIDE, MOVED = "replaced", ".moved_by_train"  # a folder, and the file in it that lists what we have put there
 PROBE = re.compile(r"\.write_test(\.old)?\.tmp\d+")
 
 
@@ -257,32 +257,42 @@ class Run:
         if os.path.lexists(aside) and (os.path.islink(aside) or not os.path.isdir(aside)):
             message = "in the way: the earlier run would be moved there until the new one has a checkpoint"
             raise UserError(f"{aside}: {message}")
+        taken = [name for name in names if os.path.lexists(os.path.join(aside, name))]
+        for name in taken:
+            path = os.path.join(self.path, name)
+            if not ((name in LINKS and not os.path.isdir(path)) or (name == LOG_FILE and self.restarts())):
+                target = os.path.join(aside, name)
+                raise UserError(f"{target}: in the way: {path} would be moved there; remove it or rename it")
+        moved = [name for name in names if name not in taken]
         try:
-            if names and not os.path.isdir(aside):
-                os.makedirs(aside)
-                with open(os.path.join(aside, MARK), "w"):
-                    pass
-            for name in names:
-                path, target = os.path.join(self.path, name), os.path.join(aside, name)
-                if not os.path.lexists(target):
-                    os.rename(path, target)
-                elif (name in LINKS and not os.path.isdir(path)) or (name == LOG_FILE and self.restarts()):
-                    os.remove(path)
-                else:
-                    raise UserError(f"{target}: in the way: {path} would be moved there; remove it or rename it")
+            if names:
+                os.makedirs(aside, exist_ok=True)
+                with files.atomic_write(os.path.join(aside, MOVED)) as file:
+                    file.write("\n".join(dict.fromkeys(self.moved() + moved)))
+            for name in moved:
+                os.rename(os.path.join(self.path, name), os.path.join(aside, name))
+            for name in taken:
+                os.remove(os.path.join(self.path, name))
         except OSError as error:
             raise UserError(f"{self.path}: cannot set the earlier run aside: {error.strerror}") from None
 
+    def moved(self):
+        """The names of what `set_aside` has put into its folder."""
+        aside = os.path.join(self.path, SET_ASIDE)
+        with contextlib.suppress(OSError), open(os.path.join(aside, MOVED)) as file:
+            return [] if os.path.islink(aside) else file.read().splitlines()
+        return []
+
     def remove_set_aside(self):
         """Deletes what `set_aside` has moved, and nothing else that the folder may hold."""
-        aside = os.path.join(self.path, SET_ASIDE)
-        if os.path.islink(aside) or not os.path.isfile(os.path.join(aside, MARK)):
+        aside, moved = os.path.join(self.path, SET_ASIDE), self.moved()
+        if not moved:
             return
         earlier = Run(aside)
-        earlier.remove([*earlier.names(), *earlier.copied()])
+        earlier.remove([name for name in (*earlier.names(), *earlier.copied()) if name in moved])
         own = [link for link in LINKS if earlier.read_link(link)]
         own += [LOG_FILE] if earlier.read_log() is not None else []
-        for name in (*own, MARK):
+        for name in (*(name for name in own if name in moved), MOVED):
             with contextlib.suppress(OSError):
                 os.remove(os.path.join(aside, name))
         with contextlib.suppress(OSError):  # it holds something of the user's
