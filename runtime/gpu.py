@@ -38,7 +38,7 @@ def try_gpu(paddle):
     try:
         name = paddle.device.cuda.get_device_name()
         capability = "{}.{}".format(*paddle.device.cuda.get_device_capability())
-    except Exception:
+    except Exception:  # what is wrong is in `why`; this only describes the GPU
         name, capability = "unknown", "unknown"
     index = paddle_index([capability])
     mend = (

@@ -63,7 +63,7 @@ def test_more_epochs_say_what_becomes_of_the_learning_rate(birds, tmp_path, flag
 
 def test_what_is_missing_in_the_optimizers_file_is_named(birds, trained, tmp_path):
     shutil.copytree(trained / "ResNet8", tmp_path / "ResNet8", symlinks=True)
-    path = tmp_path / "ResNet8" / "0" / checkpoint.OPTIMIZER_FILE
+    path = tmp_path / "ResNet8" / "0" / checkpoint.PART_FILES["optimizer"]
     saved = paddle.load(str(path), return_numpy=True)
     lost = sorted(saved)[0]
     flags = ["--model=ResNet8", f"--model_save_dir={tmp_path}", "--checkpoint=latest", "--num_epochs=2"]

@@ -208,7 +208,7 @@ def test_ended_at_any_system_call_the_last_checkpoint_is_there(tmp_path):
         for name in names:  # all that look whole are whole
             path = os.path.join(run_dir, name)
             assert checkpoint.checkpoint_name(checkpoint.read_description(path)) == name
-            for file_name in (checkpoint.WEIGHTS_FILE, checkpoint.OPTIMIZER_FILE):
+            for file_name in (checkpoint.WEIGHTS_FILE, checkpoint.PART_FILES["optimizer"]):
                 weights.read_pickle(os.path.join(path, file_name))
         latest = os.path.join(run_dir, "latest")
         assert not os.path.lexists(latest) or os.path.exists(os.path.join(latest, checkpoint.DESCRIPTION))

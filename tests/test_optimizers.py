@@ -93,7 +93,7 @@ def test_a_checkpoint_continues_with_the_same_step(tmp_path, optimizer_name):
     assert again[0].weight.name != network[0].weight.name
     again.set_state_dict(paddle.load(f"{path}/{checkpoint.WEIGHTS_FILE}"))
     assert same(values(again), saved)
-    named = paddle.load(f"{path}/{checkpoint.OPTIMIZER_FILE}", return_numpy=True)
+    named = paddle.load(f"{path}/{checkpoint.PART_FILES['optimizer']}", return_numpy=True)
     assert all(isinstance(value, np.ndarray) for value in named.values())
     optimizers.load_optimizer_state(dict(again.named_parameters()), other_optimizer, named, path)
     step(again, other_optimizer, 3)
@@ -146,6 +146,7 @@ def test_what_a_saved_optimizer_lacks_is_named_and_nothing_is_loaded(optimizer_n
             f"incomplete: 1 entries are missing, such as '{key}'",
         ),
         ({**whole, key: whole[key][:2]}, rf"'{key}' is \[2, 3\] in place of \[3, 3\]"),
+        ({**whole, key: whole[key].astype(np.float64)}, f"'{key}' is float64 in place of float32"),
     ):
         with pytest.raises(UserError, match=message):
             optimizers.load_optimizer_state(dict(network.named_parameters()), again, saved, "model.pdopt")

@@ -6,25 +6,9 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from test_transforms import assert_near, noise
 
 import transforms
-
-
-def smooth(height=48, width=64):
-    """A picture that JPEG keeps within a few steps, unlike itself under every rotation and channel order."""
-    y, x = np.mgrid[0:height, 0:width] / max(height, width)
-    return np.stack([250 * x, 40 + 200 * y, 240 - 130 * x - 60 * y], axis=-1).astype(np.uint8)
-
-
-def noise(height, width, seed=0):
-    """Structure at every scale, so that a JPEG of it has much to lose."""
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def assert_near(image, wanted, limit):
-    assert image.dtype == np.uint8 and image.shape == wanted.shape
-    difference = np.abs(image.astype(int) - wanted.astype(int)).max()
-    assert difference <= limit, difference
 
 
 def area_average(image, height, width):

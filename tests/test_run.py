@@ -28,7 +28,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkey
 
         def full(value, path, error=error):
             paddle_save(value, path)
-            if path.endswith(checkpoint.OPTIMIZER_FILE):
+            if path.endswith(checkpoint.PART_FILES["optimizer"]):
                 raise error
 
         monkeypatch.setattr(paddle, "save", full)
@@ -174,15 +174,17 @@ def test_set_run_aside(tmp_path):
 
 def test_what_is_no_checkpoint(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}: not a checkpoint directory of train.py"):
-        checkpoint.read_description(str(tmp_path))
+        checkpoint.read_description(str(tmp_path), ("settings",))
     for content, wanted in (
         ("{", "not readable as a checkpoint's description"),
         ("{}", "checkpoint format None, this version reads"),
         ('{"format": 999}', "checkpoint format 999"),
+        ("[]", "no JSON object"),
+        ('{"format": 1}', "it lacks 'settings'"),
     ):
         (tmp_path / checkpoint.DESCRIPTION).write_text(content)
         with pytest.raises(UserError, match=wanted):
-            checkpoint.read_description(str(tmp_path))
+            checkpoint.read_description(str(tmp_path), ("settings",))
 
 
 def test_log_json(tmp_path):

@@ -4,10 +4,9 @@ import dataclasses
 import math
 import re
 
-import numpy as np
-
 from runtime import process
 from utility import UserError, boolean, comma_separated, number
+from weights.checkpoint import check_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,13 +217,5 @@ def load_optimizer_state(named_parameters, optimizer, saved, path):
     unknown = [key for key in saved if key.rpartition("/")[0] not in named_parameters]
     if unknown:
         raise UserError(f"{path}: has {unknown[0]!r}, which this network lacks")
-    missing = [key for key in entries if key not in saved]
-    if missing:
-        raise UserError(f"{path}: incomplete: {len(missing)} entries are missing, such as {missing[0]!r}")
-    for key, (_, value) in entries.items():
-        if list(np.shape(saved[key])) != list(value.shape):
-            shapes = f"{list(np.shape(saved[key]))} in place of {list(value.shape)}"
-            raise UserError(f"{path}: {key!r} is {shapes}")
-        if np.asarray(saved[key]).dtype != np.float32:
-            raise UserError(f"{path}: {key!r} is {np.asarray(saved[key]).dtype} in place of float32")
+    check_part(saved, {key: value for key, (_, value) in entries.items()}, path)
     optimizer.set_state_dict({name: paddle.to_tensor(saved[key]) for key, (name, _) in entries.items()})

@@ -8,7 +8,7 @@ import numpy as np
 import weights
 from training.optimizers import load_optimizer_state, optimizer_entries
 from utility import UserError
-from weights.checkpoint import PART_FILES
+from weights.checkpoint import PART_FILES, check_part
 
 # network: EmbeddingNet; objective: losses.objective.Objective; optimizer; scaler: paddle.amp.GradScaler.
 Parts = collections.namedtuple("Parts", "network objective optimizer scaler")
@@ -73,11 +73,6 @@ def restore_objective(parts, path):
     if not own:
         return
     saved = weights.read_pickle(path)
-    missing = [name for name in own if name not in saved]
-    if missing:
-        raise UserError(f"{path}: incomplete: {len(missing)} entries are missing, such as {missing[0]!r}")
-    for name, here in own.items():
-        if list(np.shape(saved[name])) != list(here.shape):
-            raise UserError(f"{path}: {name!r} is {list(np.shape(saved[name]))} in place of {list(here.shape)}")
+    check_part(saved, own, path)
     for name, here in own.items():
         here.set_value(saved[name])

@@ -165,7 +165,7 @@ def continue_run(flags, typed):
     Raises: UserError where a typed one makes it another run.
     """
     path = flags["checkpoint"]
-    state = read_description(path)
+    state = read_description(path, (*weights.DESCRIBED, "args", "process"))
     fixed = ("model", "pooling", "embedding_size") if flags["force"] else models.SETTLED
     settings = Settings.settle(flags, state["settings"], fixed)
     before = state["args"]

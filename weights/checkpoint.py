@@ -21,7 +21,7 @@ from utility import UserError
 FORMAT = 1
 DESCRIPTION = "checkpoint.json"
 PART_FILES = {"model": "model.pdparams", "objective": "objective.pdparams", "optimizer": "model.pdopt"}
-WEIGHTS_FILE, OPTIMIZER_FILE = PART_FILES["model"], PART_FILES["optimizer"]
+WEIGHTS_FILE = PART_FILES["model"]
 OPTIONAL = ("objective",)  # not written where it is empty
 LINKS = ("latest", "best")
 # What a folder that is one of our checkpoints holds, and nothing else; with what an ended process may leave in it.
@@ -70,8 +70,12 @@ def write_description(path, description):
         json.dump({"format": FORMAT, **description}, file, indent=1)
 
 
-def read_description(path):
-    """The dict that `write_checkpoint` was given as `description`, of the checkpoint folder `path`."""
+def read_description(path, needed=()):
+    """The dict that `write_checkpoint` was given as `description`, of the checkpoint folder `path`.
+
+    Args:
+        needed: keys that must be there.
+    """
     file_name = os.path.join(path, DESCRIPTION)
     try:
         with open(file_name) as file:
@@ -84,8 +88,28 @@ def read_description(path):
         raise UserError(f"{file_name}: not readable as a checkpoint's description: no JSON object")
     if description.get("format") != FORMAT:
         raise UserError(f"{file_name}: checkpoint format {description.get('format')}, this version reads {FORMAT}")
+    missing = [key for key in needed if key not in description]
+    if missing:
+        raise UserError(f"{file_name}: not readable as a checkpoint's description: it lacks {missing[0]!r}")
     # Written before checkpoints inside an epoch existed.
     return {"step": description.get("steps"), "evaluated": True, **description}
+
+
+def check_part(saved, wanted, path):
+    """Raises a UserError where the arrays of a part can't become the tensors `wanted`.
+
+    Args:
+        saved: {name: array}, read from `path`; wanted: {name: tensor}.
+    """
+    missing = [name for name in wanted if name not in saved]
+    if missing:
+        raise UserError(f"{path}: incomplete: {len(missing)} entries are missing, such as {missing[0]!r}")
+    for name, tensor in wanted.items():
+        there, here = saved[name], str(tensor.dtype).rpartition(".")[2]
+        if list(there.shape) != list(tensor.shape):
+            raise UserError(f"{path}: {name!r} is {list(there.shape)} in place of {list(tensor.shape)}")
+        if there.dtype.name != here:
+            raise UserError(f"{path}: {name!r} is {there.dtype.name} in place of {here}")
 
 
 # ---------------------------------------------------------------- names

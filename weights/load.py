@@ -17,6 +17,9 @@ from weights.imagenet import imagenet_file
 # who wrote what; unused: names in the file that mean nothing here; hint: a reason known for weights that don't fit.
 Weights = collections.namedtuple("Weights", "tensors file_name state source unused hint")
 
+# What a description must have for its weights to be used.
+DESCRIBED = ("epoch", "settings", "labels", "trained_labels")
+
 # ---------------------------------------------------------------- find and recognise
 
 
@@ -24,7 +27,7 @@ def read_state(file_name):
     """The description that train.py stored beside its weights `file_name`, or None where it did not write them."""
     folder, name = os.path.split(file_name)
     described = name == WEIGHTS_FILE and os.path.exists(os.path.join(folder, DESCRIPTION))
-    return read_description(folder) if described else None
+    return read_description(folder, DESCRIBED) if described else None
 
 
 def read_weights(path, model=None):
