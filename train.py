@@ -70,7 +70,8 @@ def main():
 
     amp = process.amp_type(args.amp)
     network_settings = begin.settings.with_classes(args.class_dim)
-    network = build_network(network_settings, begin, args.zero_init_residual, args.with_mem_opt, args.allow_partial)
+    network = network_settings.build(args.dropout)
+    prepare_network(network, begin, args.zero_init_residual, args.with_mem_opt, args.allow_partial)
     if args.freeze_bn:
         network.freeze_batch_norm()
     options = {name: getattr(args, name) for name in losses.FLAGS}
@@ -109,17 +110,15 @@ def main():
 # ---------------------------------------------------------------- what is trained
 
 
-def build_network(settings, begin, zero_init_residual, with_mem_opt, allow_partial):
-    """The EmbeddingNet of models.Settings with the weights that start.Start has."""
-    network = models.build_model(settings.model, settings.class_dim, settings.pooling, settings.embedding_size)
+def prepare_network(network, begin, zero_init_residual, with_mem_opt, allow_partial):
+    """Gives an EmbeddingNet the weights that start.Start has."""
     if zero_init_residual:
         network.backbone.zero_init_residual()
     if with_mem_opt:
         network.backbone.use_recompute()
     if begin.weights:
         head = "must" if begin.before else "fit"
-        print(weights.load_weights(network, begin.weights, settings.model, head, allow_partial))
-    return network
+        print(weights.load_weights(network, begin.weights, begin.settings.model, head, allow_partial))
 
 
 # ---------------------------------------------------------------- training
@@ -154,6 +153,7 @@ def train_epoch(job, progress):
 
     network, objective, optimizer, scaler = job.parts
     network.train()
+    objective.begin_epoch(progress.epoch)
     if job.freeze_bn:
         network.freeze_batch_norm()
     shared, owned = trained_parameters(network), trained_parameters(objective)

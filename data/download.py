@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import encodings.idna  # noqa: F401  else imported with the first connection, where a Ctrl-C can get lost
 import ftplib
 import hashlib
 import http.client

@@ -13,7 +13,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from losses.distances import pair_masks, squared_distances
+from losses.distances import log_sum_exp, mean_where, pair_masks, squared_distances
 
 
 class EmlLoss(nn.Layer):
@@ -37,14 +37,11 @@ class EmlLoss(nn.Layer):
             positive, negative = pair_masks(label)
             exponent = math.log(self.b) + log_mean_exp(d, positive) + log_mean_exp(-d, negative)
             loss = F.softplus(exponent) / math.log1p(self.b)
-            anchors = paddle.logical_and(positive.any(axis=1), negative.any(axis=1)).astype(loss.dtype)
-            return ((loss * anchors).sum() / anchors.sum().clip(min=1.0)).astype("float32")
+            anchors = paddle.logical_and(positive.any(axis=1), negative.any(axis=1))
+            return mean_where(anchors, loss).astype("float32")
 
 
 def log_mean_exp(x, mask):
-    """ln of the mean of exp(x) over each row's elements in `mask`: float64 [N, N], bool [N, N] -> float64 [N].
-
-    A row with none gives a number without meaning, but a finite one: NaN would reach the gradient through any mask.
-    """
+    """ln of the mean of exp(x) over each row's elements in `mask`: float64 [N, N], bool [N, N] -> float64 [N]."""
     count = mask.astype(x.dtype).sum(axis=1).clip(min=1.0)
-    return paddle.where(mask, x, paddle.full_like(x, -1e30)).logsumexp(axis=1) - count.log()
+    return log_sum_exp(x, mask) - count.log()

@@ -1,10 +1,10 @@
 """What is trained: metric loss + alpha * cross-entropy of the softmax head, as one layer that is built once.
 
 A metric loss is a `paddle.nn.Layer`, forward(embedding float [N, D], label int64 [N]) -> float32 scalar. It finds its
-positives and negatives from the labels. It may own
+positives and negatives from the labels; one that can have a memory also takes `other` and `other_label` (see
+losses/distances.py). It may own
 
-* parameters (proxies, class weights, a learned margin), which are optimised at `learning_rate_scale` times the rate of
-  the network, an attribute of the loss (1 where it has none);
+* parameters (proxies, a learned margin), which are optimised at --loss_lr_scale times the rate of the network;
 * buffers (a memory of earlier embeddings: `register_buffer`), which it changes in `forward` with
   `paddle.assign(..., output=self.buffer)`; what the gradient needs of one is then to be taken from its `clone()`.
 
@@ -16,7 +16,7 @@ import paddle
 from paddle import nn
 
 import losses
-from losses.softmax import SoftmaxLoss
+from losses.memory import MemoryLoss
 
 
 class Objective(nn.Layer):
@@ -30,11 +30,17 @@ class Objective(nn.Layer):
     def __init__(self, settings, num_classes, embedding_size):
         super().__init__()
         self.metric_loss = losses.build_loss(settings, num_classes=num_classes, embedding_size=embedding_size)
-        self.head_loss = SoftmaxLoss(settings.label_smoothing)
-        self.alpha = settings.alpha
-        scale = getattr(self.metric_loss, "learning_rate_scale", 1.0)
+        self.head_loss = losses.build_head_loss(settings)
+        loss = losses.row(settings.loss_name)
+        self.alpha = loss.alpha if settings.alpha is None else settings.alpha
+        scale = loss.lr_scale if settings.loss_lr_scale is None else settings.loss_lr_scale
         for parameter in self.parameters():
             parameter.optimize_attr["learning_rate"] = scale
+
+    def begin_epoch(self, epoch):
+        """To be called before the steps of `epoch`, from 0: a memory may begin with a later one."""
+        if isinstance(self.metric_loss, MemoryLoss):
+            self.metric_loss.epoch = epoch
 
     def forward(self, embedding, logits, label):
         """embedding float [N, D], logits float [N, C], label int64 [N], all of the whole batch.

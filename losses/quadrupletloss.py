@@ -13,7 +13,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from losses.distances import distances, normalize, pair_masks
+from losses.distances import distances, pair_masks
 
 
 class QuadrupletLoss(nn.Layer):
@@ -30,7 +30,7 @@ class QuadrupletLoss(nn.Layer):
     def forward(self, embedding, label):
         """embedding float [N, D], label int64 [N] -> float32 scalar; 0 without a positive or a negative pair."""
         with paddle.amp.auto_cast(enable=False):
-            d = distances(normalize(embedding))
+            d = distances(embedding)
             positive, negative = pair_masks(label)
             # By index, so that one pair gets the gradient once: max() gives all of it to (i, j) and again to (j, i).
             farthest = paddle.where(positive, d, paddle.full_like(d, -math.inf)).argmax()

@@ -17,7 +17,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from losses import MINING
-from losses.distances import distances, normalize, pair_masks
+from losses.distances import distances, mean_where, pair_masks
 
 # Wu et al.: closer than the first, a negative's gradient is mostly noise; beyond the second, it gives no loss.
 SAMPLED_DISTANCES = (0.5, 1.4)
@@ -38,11 +38,15 @@ class TripletLoss(nn.Layer):
         self.margin = margin
         self.mining = triplet_mining
 
-    def forward(self, embedding, label):
-        """embedding float [N, D], label int64 [N] -> float32 scalar; 0 where the batch holds no triplet."""
+    def forward(self, embedding, label, other=None, other_label=None):
+        """embedding float [N, D], label int64 [N] -> float32 scalar; 0 where there is no triplet.
+
+        Args:
+            other: float [M, D], other_label int64 [M]: see losses/distances.py.
+        """
         with paddle.amp.auto_cast(enable=False):
-            d = distances(normalize(embedding))
-            positive, negative = pair_masks(label)
+            d = distances(embedding, other)
+            positive, negative = pair_masks(label, other_label)
             # An anchor without a negative makes no triplet, and one without a positive has no pair.
             pairs = paddle.logical_and(positive, negative.any(axis=1, keepdim=True))
             if self.mining == "hard":
@@ -55,9 +59,7 @@ class TripletLoss(nn.Layer):
                     choose = {"random": draw_evenly, "semihard": semihard, "distance": draw_by_distance}[self.mining]
                     chosen = choose(d, negative, embedding.shape[1])
                 to_negative = paddle.take_along_axis(d, chosen, axis=1)
-            loss = F.relu(to_positive + self.margin - to_negative)
-            pairs = pairs.astype(loss.dtype)
-            return ((loss * pairs).sum() / pairs.sum().clip(min=1.0)).astype("float32")
+            return mean_where(pairs, F.relu(to_positive + self.margin - to_negative)).astype("float32")
 
 
 def farthest(d, positive):
@@ -71,21 +73,23 @@ def closest(d, negative):
 
 
 # Each of the following chooses a negative for every anchor-positive pair:
-#     d float64 [N, N], negative bool [N, N], dimension of the embeddings -> index int64 [N, N]
+#     d float64 [N, M], negative bool [N, M], dimension of the embeddings -> index int64 [N, M]
 # The result at [a, p] is a negative of a; it has no meaning where a has none.
 
 
 def draw_evenly(d, negative, dimension):
     """In the order of classes an anchor's negatives are all images but one run: no search, unlike `draw`."""
-    images = paddle.arange(d.shape[0])
-    own = paddle.where(negative, paddle.full_like(negative, d.shape[0], "int64"), images.unsqueeze(0)).min(axis=1)
-    order = own.argsort()  # by the first image of each one's class
-    first = paddle.searchsorted(own.gather(order), own).unsqueeze(1)
+    anchors, images = d.shape
+    # Each image's class by its first anchor; those of no anchor's class come last.
+    first_anchor = paddle.where(negative, paddle.full_like(negative, anchors, "int64"),
+                                paddle.arange(anchors).unsqueeze(1)).min(axis=0)  # fmt: skip
+    order = first_anchor.argsort()
+    first = paddle.searchsorted(first_anchor.gather(order), first_anchor[:anchors]).unsqueeze(1)
     count = negative.astype("int64").sum(axis=1, keepdim=True)
     # A number of the negative, from 0; rounding must not lead beyond the last.
     drawn = (paddle.rand(d.shape, dtype="float64") * count.astype("float64")).astype("int64")
     drawn = paddle.minimum(drawn, count - 1).clip(min=0)
-    place = paddle.where(drawn < first, drawn, drawn + d.shape[0] - count).clip(max=d.shape[0] - 1)
+    place = paddle.where(drawn < first, drawn, drawn + images - count).clip(max=images - 1)
     return order.gather(place.flatten()).reshape(d.shape)
 
 

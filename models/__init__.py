@@ -21,29 +21,46 @@ MODELS = {
     "ResNet8": ("resnet", "CifarResNet", {"depth": 8}, 0.0),
 }
 POOLINGS = ("avg", "max", "gem", "avg+max")
+HEADS = ("linear", "cosine")
+NORMS = ("none", "layer")
 DEFAULT_MODEL = "SE_ResNeXt50_32x4d"
 
 
-def build_model(name, class_dim, pooling="avg", embedding_size=0, dropout=None):
+def build_model(
+    name,
+    class_dim,
+    pooling="avg",
+    embedding_size=0,
+    dropout=None,
+    embedding_norm="none",
+    head="linear",
+    head_scale=20.0,
+    last_stride=2,
+):
     """An EmbeddingNet on the backbone `name`, randomly initialised.
 
     Args:
         class_dim: outputs of the softmax head; 0: no head.
-        pooling, embedding_size: see EmbeddingNet.
+        pooling, embedding_size, embedding_norm, head, head_scale: see EmbeddingNet.
         dropout: None takes the model's own (0.5 for SE-ResNeXt, 0 for ResNet).
+        last_stride: of the last stage; 1 gives feature maps of twice the height and width.
 
-    Raises: UserError for an unknown name or pooling.
+    Raises: UserError for an unknown name, pooling, norm or head.
     """
-    if name not in MODELS:
-        raise UserError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
-    if pooling not in POOLINGS:
-        raise UserError(f"unknown pooling {pooling!r}; known: {', '.join(POOLINGS)}")
+    for what, value, known in (
+        ("model", name, MODELS),
+        ("pooling", pooling, POOLINGS),
+        ("embedding_norm", embedding_norm, NORMS),
+        ("head", head, HEADS),
+    ):
+        if value not in known:
+            raise UserError(f"unknown {what} {value!r}; known: {', '.join(known)}")
     from models.embedding_net import EmbeddingNet
 
     file, class_name, arguments, default_dropout = MODELS[name]
-    backbone = getattr(importlib.import_module(f"models.{file}"), class_name)(**arguments)
+    backbone = getattr(importlib.import_module(f"models.{file}"), class_name)(**arguments, last_stride=last_stride)
     dropout = default_dropout if dropout is None else dropout
-    return EmbeddingNet(backbone, class_dim, pooling, embedding_size, dropout)
+    return EmbeddingNet(backbone, class_dim, pooling, embedding_size, dropout, embedding_norm, head, head_scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +69,11 @@ class Settings:
 
     model: str = DEFAULT_MODEL
     pooling: str = "avg"
+    embedding_norm: str = "none"
     embedding_size: int = 0
+    head: str = "linear"
+    head_scale: float = 20.0
+    last_stride: int = 2
     image_shape: list = dataclasses.field(default_factory=lambda: [3, 224, 224])
     test_transform: str = "center_crop"
     class_dim: int = 0  # 0: no head
@@ -77,11 +98,18 @@ class Settings:
                 settled[name] = known if given is None else given
         return cls(**settled, class_dim=asked.get("class_dim") or 0)
 
+    def build(self, dropout=None):
+        """The EmbeddingNet of these settings, see `build_model`."""
+        names = ("pooling", "embedding_size", "embedding_norm", "head", "head_scale", "last_stride")
+        return build_model(self.model, self.class_dim, dropout=dropout, **{name: getattr(self, name) for name in names})
+
     def with_classes(self, class_dim):
         """These settings with a head of `class_dim` outputs; 0: none."""
         return dataclasses.replace(self, class_dim=class_dim)
 
 
+# Those in which weights can't be used otherwise than they were trained.
+IN_WEIGHTS = ("model", "pooling", "embedding_norm", "embedding_size", "head")
 # All of them but class_dim, which the head in the weights or the training list says.
 SETTLED = tuple(field.name for field in dataclasses.fields(Settings) if field.name != "class_dim")
 
@@ -106,10 +134,34 @@ def add_model_arguments(parser):
         "avg+max often find small telling parts better, gem learns its power",
     )
     group.add_argument(
+        "--embedding_norm",
+        choices=NORMS,
+        help="layer: each picture's pooled features are brought to mean 0 and variance 1, which a cosine head and "
+        "proxies train better with (default: the checkpoint's, else none)",
+    )
+    group.add_argument(
         "--embedding_size",
         type=number(int, low=0),
         help="size of a linear layer behind the pooling (default: the checkpoint's, else 0 = none: the pooled features "
         "are the embedding)",
+    )
+    group.add_argument(
+        "--last_stride",
+        type=int,
+        choices=(1, 2),
+        help="stride of the last stage; 1 keeps twice the resolution, for half as much time again (default: the "
+        "checkpoint's, else 2)",
+    )
+    group.add_argument(
+        "--head",
+        choices=HEADS,
+        help="scores of the classes: linear in the embedding, or its cosines to class weights times --head_scale "
+        "(default: the checkpoint's, else linear; normsoftmax and arcmarginloss: cosine)",
+    )
+    group.add_argument(
+        "--head_scale",
+        type=number(float, above=0),
+        help="of the cosine head (default: the checkpoint's, else 20, of arcmarginloss 80)",
     )
     group.add_argument(
         "--class_dim",

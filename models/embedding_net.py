@@ -36,8 +36,32 @@ class Pooling(nn.Layer):
         return F.adaptive_avg_pool2d(x**self.power, 1).flatten(1) ** (1 / self.power)
 
 
+class CosineHead(nn.Layer):
+    """Embedding [N, D] -> its cosines to the weights of each class, times `scale`, float32 [N, class_dim]."""
+
+    def __init__(self, size, class_dim, scale):
+        super().__init__()
+        self.scale = scale
+        self.weight = self.create_parameter([size, class_dim], default_initializer=nn.initializer.XavierNormal())
+
+    def extra_repr(self):
+        return f"scale={self.scale}"
+
+    def forward(self, embedding):
+        with paddle.amp.auto_cast(enable=False):
+            directions = unit(self.weight.astype("float32"), axis=0)
+            return self.scale * paddle.matmul(unit(embedding.astype("float32"), axis=1), directions)
+
+
+def unit(x, axis):
+    """Vectors along `axis` at length 1; a zero vector stays 0 and gets no gradient."""
+    square = (x * x).sum(axis=axis, keepdim=True)
+    inverse = square.clip(min=1e-24).rsqrt()
+    return x * (inverse * (square > 1e-24).astype(x.dtype))
+
+
 class EmbeddingNet(nn.Layer):
-    """Backbone, pooling, optional embedding layer, and the softmax head that trains alongside the metric loss.
+    """Backbone, pooling, optional norm and embedding layer, and the softmax head that trains alongside the metric loss.
 
     Args:
         backbone: layer with `out_channels` that maps [N, 3, H, W] to [N, out_channels, h, w].
@@ -45,17 +69,36 @@ class EmbeddingNet(nn.Layer):
         pooling: avg, max, gem or avg+max.
         embedding_size: the pooled features go through a linear layer of this size; 0: they are the embedding.
         dropout: probability in front of the head while training.
+        embedding_norm: "layer" brings each picture's pooled features to mean 0 and variance 1; "none".
+        head: "linear" in the embedding, or "cosine": `head_scale` times the cosines to the weights of each class.
     """
 
-    def __init__(self, backbone, class_dim, pooling="avg", embedding_size=0, dropout=0.0):
+    def __init__(
+        self,
+        backbone,
+        class_dim,
+        pooling="avg",
+        embedding_size=0,
+        dropout=0.0,
+        embedding_norm="none",
+        head="linear",
+        head_scale=20.0,
+    ):
         super().__init__()
         self.backbone = backbone
         self.pool = Pooling(pooling)
+        size = backbone.out_channels
+        layer_norm = embedding_norm == "layer"
+        self.norm = nn.LayerNorm(size, weight_attr=False, bias_attr=False) if layer_norm else nn.Identity()
         self.embedding = nn.Linear(backbone.out_channels, embedding_size) if embedding_size else nn.Identity()
         self.dimension = size = embedding_size or backbone.out_channels  # of the embedding
         self.dropout = nn.Dropout(dropout)
         bound = nn.initializer.Uniform(-(size**-0.5), size**-0.5)
-        self.head = nn.Linear(size, class_dim, weight_attr=paddle.ParamAttr(initializer=bound)) if class_dim else None
+        self.head = None
+        if class_dim and head == "cosine":
+            self.head = CosineHead(size, class_dim, head_scale)
+        elif class_dim:
+            self.head = nn.Linear(size, class_dim, weight_attr=paddle.ParamAttr(initializer=bound))
         scale = [1 / (255 * s) for s in STD]
         shift = [-m / s for m, s in zip(MEAN, STD)]
         self.register_buffer("scale", paddle.to_tensor(scale, dtype="float32"), persistable=False)
@@ -65,7 +108,7 @@ class EmbeddingNet(nn.Layer):
         """uint8 RGB [N, H, W, 3] -> embedding float [N, D] (not normalised), logits [N, class_dim] or None."""
         # Arithmetic first, in the memory order the pictures have: transposing bytes first is several times slower.
         x = (image.astype("float32") * self.scale + self.shift).transpose([0, 3, 1, 2])
-        embedding = self.embedding(self.pool(self.backbone(x)))
+        embedding = self.embedding(self.norm(self.pool(self.backbone(x))))
         return embedding, self.head(self.dropout(embedding)) if self.head is not None else None
 
     def freeze_batch_norm(self):

@@ -59,13 +59,14 @@ class BottleneckBlock(nn.Layer):
 
 
 class ResNet(ResidualStages):
-    """ImageNet ResNet of 18, 50, 101 or 152 layers: [N, 3, H, W] -> [N, C, H/32, W/32].
+    """ImageNet ResNet of 18, 50, 101 or 152 layers: [N, 3, H, W] -> [N, C, H/32, W/32], H/16 with a last stride of 1.
 
     C is 512 for 18 layers and 2048 for the others.
     """
 
-    def __init__(self, depth, stride_in_first=False):
+    def __init__(self, depth, stride_in_first=False, last_stride=2):
         super().__init__()
+        strides = (1, 2, 2, last_stride)
         self.conv1 = nn.Conv2D(3, 64, 7, stride=2, padding=3, bias_attr=False)
         self.bn1 = nn.BatchNorm2D(64)
         self.maxpool = nn.MaxPool2D(3, stride=2, padding=1)
@@ -73,7 +74,7 @@ class ResNet(ResidualStages):
         for stage, blocks in enumerate(BLOCKS[depth]):
             layers = []
             for i in range(blocks):
-                width, stride = 64 * 2**stage, 2 if stage > 0 and i == 0 else 1
+                width, stride = 64 * 2**stage, strides[stage] if i == 0 else 1
                 if depth < 50:
                     layers.append(BasicBlock(channels, width, stride))
                 else:
@@ -93,15 +94,16 @@ class CifarResNet(ResidualStages):
     Depth is 6n+2; ResNet8 has 78,000 values.
     """
 
-    def __init__(self, depth):
+    def __init__(self, depth, last_stride=2):
         super().__init__()
+        strides = (1, 2, last_stride)
         self.conv1 = nn.Conv2D(3, 16, 3, padding=1, bias_attr=False)
         self.bn1 = nn.BatchNorm2D(16)
         channels = 16
         for stage in range(3):
             layers = []
             for i in range((depth - 2) // 6):
-                width, stride = 16 * 2**stage, 2 if stage > 0 and i == 0 else 1
+                width, stride = 16 * 2**stage, strides[stage] if i == 0 else 1
                 layers.append(BasicBlock(channels, width, stride))
                 channels = width
             self.add_sublayer(f"layer{stage + 1}", nn.Sequential(*layers))

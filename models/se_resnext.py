@@ -45,8 +45,9 @@ class SEBlock(nn.Layer):
 class SEResNeXt(ResidualStages):
     """SE-ResNeXt of 50, 101 or 152 layers: [N, 3, H, W] -> [N, 2048, H/32, W/32]."""
 
-    def __init__(self, depth):
+    def __init__(self, depth, last_stride=2):
         super().__init__()
+        strides = (1, 2, 2, last_stride)
         self.conv1 = nn.Conv2D(3, 64, 7, stride=2, padding=3, bias_attr=False)
         self.bn1 = nn.BatchNorm2D(64)
         self.maxpool = nn.MaxPool2D(3, stride=2, padding=1)
@@ -55,7 +56,7 @@ class SEResNeXt(ResidualStages):
             layers = []
             for i in range(blocks):
                 width = 128 * 2**stage
-                layers.append(SEBlock(channels, width, 2 if stage > 0 and i == 0 else 1))
+                layers.append(SEBlock(channels, width, strides[stage] if i == 0 else 1))
                 channels = width * 2
             self.add_sublayer(f"layer{stage + 1}", nn.Sequential(*layers))
         self.stages = ["layer1", "layer2", "layer3", "layer4"]

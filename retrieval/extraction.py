@@ -36,9 +36,11 @@ def open_network(asked, pretrained_model, allow_partial=False):
     if found and state is None:  # a file without its description: its tensors say the rest
         size = weights.layer_size(found, "embedding") if asked["embedding_size"] is None else asked["embedding_size"]
         pooling = asked["pooling"] or ("gem" if "pool.power" in found.tensors else None)
-        asked = {**asked, "embedding_size": size, "pooling": pooling}
+        no_bias = "head.weight" in found.tensors and "head.bias" not in found.tensors
+        head = asked["head"] or ("cosine" if no_bias else None)
+        asked = {**asked, "embedding_size": size, "pooling": pooling, "head": head}
     stored = state["settings"] if state else {}
-    settings = Settings.settle(asked, stored, fixed=("model", "pooling", "embedding_size"))
+    settings = Settings.settle(asked, stored, fixed=models.IN_WEIGHTS)
     if found:
         known = weights.layer_size(found, "embedding")
         if settings.embedding_size != known:
@@ -49,7 +51,7 @@ def open_network(asked, pretrained_model, allow_partial=False):
             message = f"--class_dim={settings.class_dim}, but the head in {found.file_name} has {known} classes"
             raise UserError(message)
         settings = settings.with_classes(known)
-    network = models.build_model(settings.model, settings.class_dim, settings.pooling, settings.embedding_size)
+    network = settings.build()
     if found:
         head = "fit" if state is None or allow_partial else "must"
         print(weights.load_weights(network, found, settings.model, head, allow_partial))

@@ -94,6 +94,8 @@ def test_batch_shape(birds, output):
     [
         ("--model=ResNet51", list(models.MODELS)),
         ("--loss_name=triplet", list(losses.LOSSES)),
+        ("--memory_size=9 --loss_name=emlloss", ["--memory_size", "emlloss", "contrastiveloss"]),
+        ("--head=linear --loss_name=arcmarginloss", ["--head=linear", "arcmarginloss", "cosine head"]),
         ("--triplet_mining=easy", list(losses.MINING)),
         ("--pooling=mean", list(models.POOLINGS)),
         ("--optimizer=lion", ["momentum", "sgd", "adam", "adamw"]),
@@ -113,7 +115,7 @@ def test_batch_shape(birds, output):
     ],
 )
 def test_flag_values(birds, output, flag, wanted):
-    message = train_fails(birds, output, flag)
+    message = train_fails(birds, output, *flag.split())
     assert all(str(word) in message for word in wanted), message
 
 

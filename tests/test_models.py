@@ -263,3 +263,36 @@ def test_unknown_names():
         models.build_model("ResNet49", 1)
     with pytest.raises(UserError, match="unknown pooling 'mean'; known: avg, max, gem, avg"):
         models.build_model("ResNet8", 1, pooling="mean")
+
+
+def test_cosine_head_and_layer_norm():
+    """Against their formulas, with an embedding of zeros among others, which must not give NaN."""
+    net = models.build_model("ResNet8", 3, embedding_norm="layer", head="cosine", head_scale=7.0)
+    net.eval()
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    embedding, logits = (tensor.numpy().astype(np.float64) for tensor in net(paddle.to_tensor(pictures)))
+    np.testing.assert_allclose(embedding.mean(axis=1), 0, atol=1e-6)
+    np.testing.assert_allclose(embedding.std(axis=1), 1, rtol=1e-3)
+    weight = net.head.weight.numpy().astype(np.float64)
+    wanted = 7 * embedding @ weight
+    wanted /= np.linalg.norm(embedding, axis=1, keepdims=True) * np.linalg.norm(weight, axis=0)
+    np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-5)
+
+    zeros = paddle.zeros([2, 64])
+    zeros.stop_gradient = False
+    scores = net.head(zeros)
+    scores.sum().backward()
+    assert not scores.numpy().any() and not zeros.grad.numpy().any()
+    assert np.isfinite(net.head.weight.grad.numpy()).all()
+
+
+@pytest.mark.parametrize("name", ["ResNet8", "ResNet18", "ResNet50", "ResNet50_va", "SE_ResNeXt50_32x4d"])
+def test_last_stride(name):
+    """The same weights give twice the resolution."""
+    backbones = [models.build_model(name, 0, last_stride=stride).backbone for stride in (2, 1)]
+    backbones[1].set_state_dict(backbones[0].state_dict())
+    x = paddle.to_tensor(np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32))
+    for backbone in backbones:
+        backbone.eval()
+    small, large = (backbone(x) for backbone in backbones)
+    assert [2 * side for side in small.shape[2:]] == large.shape[2:] and small.shape[1] == large.shape[1]

@@ -11,6 +11,8 @@ import pytest
 from conftest import ROOT, TINY, read_rows, run
 from PIL import Image
 
+import losses
+
 QUICK = [*TINY, "--num_epochs=1", "--log_every=10"]
 LOG_LINE = re.compile(
     r"^Pass (\d+), trainbatch (\d+), lr [\d.e-]+, loss_metric [\d.]+, loss_cls [\d.]+, acc1 [\d.]+, acc5 [\d.]+, "
@@ -126,7 +128,18 @@ def test_same_seed_same_run_and_a_continued_run_is_the_uninterrupted_one(birds, 
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--loss_name=emlloss"],
+        *(
+            [f"--loss_name={name}"]
+            for name in losses.LOSSES
+            if name not in ("tripletloss", "quadrupletloss", "softmax")
+        ),
+        [
+            "--loss_name=contrastiveloss",
+            "--memory_size=30",
+            "--head=cosine",
+            "--embedding_norm=layer",
+            "--last_stride=1",
+        ],
         ["--loss_name=quadrupletloss", "--margin=0.2", "--pooling=avg+max"],
         ["--loss_name=softmax", "--label_smoothing=0.1", "--train_batch_size=7", "--optimizer=sgd"],
         ["--triplet_mining=semihard", "--pooling=max", "--freeze_bn=True", "--warmup_epochs=0.5"],
@@ -134,14 +147,28 @@ def test_same_seed_same_run_and_a_continued_run_is_the_uninterrupted_one(birds, 
         ["--triplet_mining=distance", "--embedding_size=16", "--zero_init_residual=True", "--lr_strategy=cosine_decay"],
         ["--alpha=0", "--total_images=16", "--eval_every=0", "--class_dim=50", "--lr_epochs=1,2"],
     ],
-    ids=lambda flags: flags[0][2:],
+    ids=lambda flags: " ".join(flags[:2])[2:],
 )
 def test_losses_and_options_train(birds, tmp_path, flags):
     result = train(birds, tmp_path, *QUICK, *flags)
-    losses = re.findall(r"loss_metric ([\d.]+), loss_cls ([\d.]+)", result.stdout)
-    assert losses and all(float(m) < 100 and 0 < float(c) < 100 for m, c in losses)
+    found = re.findall(r"loss_metric ([\d.]+), loss_cls ([\d.]+)", result.stdout)
+    assert found and all(float(m) < 100 and 0 < float(c) < 100 for m, c in found)
+    assert re.findall("note: without effect.*: (.*)", result.stdout) in ([], ["--samples_each_class"])
     # The checkpoint is rebuilt without any of the flags.
     run("eval.py", *birds.lists, f"--pretrained_model={tmp_path}/ResNet8/latest", "--use_gpu=False")
+
+
+def test_flags_of_other_losses_are_named(birds, tmp_path):
+    out = train(birds, tmp_path, *QUICK, "--loss_name=normsoftmax", "--margin=1", "--alpha=2").stdout
+    assert "note: without effect on normsoftmax: --margin, --alpha, --samples_each_class\n" in out
+    assert "\nhead: cosine\nhead_lr_scale: 10.0\nhead_scale: 20.0\n" in out
+
+
+def test_another_loss_takes_its_own_defaults(birds, trained, tmp_path):
+    flags = ["--num_epochs=2", f"--checkpoint={trained}/ResNet8/latest", "--force=True", "--loss_name=contrastiveloss"]
+    out = train(birds, tmp_path, "--use_gpu=False", *flags).stdout
+    assert "the run goes on with --loss_name=contrastiveloss (was tripletloss)" in out
+    assert "\nmargin: 1.0\n" in out
 
 
 def test_training_learns(birds, tmp_path):

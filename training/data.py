@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 
+import losses
 import reader
 import sampler
 import transforms
@@ -39,8 +40,8 @@ class Batching:
 
     @property
     def balanced(self):
-        """Whether a batch has samples_each_class pictures of each of its classes: for all losses but softmax."""
-        return self.loss_name != "softmax"
+        """Whether a batch has samples_each_class pictures of each of its classes."""
+        return losses.row(self.loss_name).balanced
 
 
 def add_batch_arguments(parser):

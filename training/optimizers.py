@@ -39,9 +39,9 @@ def add_optimizer_arguments(parser):
     add("--lr", type=number(float, low=0), default=0.1,
         help="learning rate; 0.1 is for momentum and a batch of 256 from scratch, 0.001 for fine-tuning; for adam and "
         "adamw 0.001 from scratch, 1e-5 to 1e-4 for fine-tuning")
-    add("--head_lr_scale", type=number(float, low=0), default=1.0,
+    add("--head_lr_scale", type=number(float, low=0),
         help="learning rate of the head and the embedding layer, as a multiple of --lr; 10 suits fine-tuning, where "
-        "they are the only parts that start from nothing")
+        "they are the only parts that start from nothing (default: 1; of normsoftmax and arcmarginloss 10)")
     add("--lr_strategy", choices=("piecewise_decay", "cosine_decay", "constant"), default="piecewise_decay",
         help="piecewise_decay: a tenth after each of --lr_epochs; cosine_decay: to 0 at the last step")
     add("--lr_epochs", type=comma_separated(number(float, above=0)),
@@ -50,6 +50,8 @@ def add_optimizer_arguments(parser):
     add("--warmup_epochs", type=number(float, low=0), default=0.0, help="epochs in which the rate rises to --lr")
     add("--weight_decay", type=number(float, low=0), default=1e-4, help="L2 penalty; for adamw the decoupled decay")
     add("--freeze_bn", type=boolean, default=False, help="keep batch-norm statistics and scales: pays in fine-tuning")
+    add("--dropout", type=number(float, low=0, high=1),
+        help="probability in front of the head (default: the model's own: 0.5 for SE_ResNeXt, else 0)")
     add("--zero_init_residual", type=boolean, default=False, help="start blocks as identity: pays from scratch")
     add("--with_mem_opt", type=boolean, default=False,
         help="compute activations again in the backward pass: about half the memory, a third more time")

@@ -23,7 +23,7 @@ from weights.checkpoint import CONTENT, LINKS, checkpoint_name, described_name, 
 # Another value of one of these makes a continued run another run.
 SAME_RUN = (
     *("loss_name", *losses.FLAGS, "alpha", "label_smoothing", "train_batch_size", "samples_each_class"),
-    *("total_images", "min_area", "optimizer", "freeze_bn", "seed"),
+    *("memory_size", "memory_start_epoch", "total_images", "min_area", "optimizer", "freeze_bn", "seed"),
 )
 # What a continued run does not take over from the run it continues.
 THIS_PROCESS = ("checkpoint", "force", "overwrite", "model_save_dir", "pretrained_model", "use_gpu", "num_workers")
@@ -115,7 +115,7 @@ def find_start(flags, typed):
         if not path:
             raise UserError(f"{folder}: --checkpoint=latest, but there is no checkpoint to continue")
     if not path:
-        return new_run({**flags, "checkpoint": ""})
+        return new_run({**flags, "checkpoint": ""}, typed)
     start = continue_run({**flags, "checkpoint": resolve(path)}, typed)
     epochs, progress = start.flags["num_epochs"], read_progress(start.before)
     settings = RunSettings(num_epochs=epochs, eval_every=start.flags["eval_every"])
@@ -143,8 +143,11 @@ def read_progress(description):
     return Progress(**{field.name: description[field.name] for field in dataclasses.fields(Progress)})
 
 
-def new_run(flags):
-    found = None
+def new_run(flags, typed):
+    idle = losses.without_effect(flags, typed)
+    if idle and parallel.is_first():
+        print(f"note: without effect on {flags['loss_name']}: {', '.join(f'--{name}' for name in idle)}")
+    flags, found = losses.settle(flags), None
     if flags["pretrained_model"]:
         found = weights.read_weights(flags["pretrained_model"], flags["model"] or models.DEFAULT_MODEL)
     stored = found.state["settings"] if found and found.state else {}
@@ -166,10 +169,12 @@ def continue_run(flags, typed):
     """
     path = flags["checkpoint"]
     state = read_description(path, (*weights.DESCRIBED, "args", "process"))
-    fixed = ("model", "pooling", "embedding_size") if flags["force"] else models.SETTLED
+    fixed = models.IN_WEIGHTS if flags["force"] else models.SETTLED
     settings = Settings.settle(flags, state["settings"], fixed)
     before = state["args"]
     taken = set(before) & set(flags) - typed - set(THIS_PROCESS)  # without flags that are no more
+    if flags["loss_name"] != before["loss_name"] and "loss_name" in typed:
+        taken -= {*losses.FLAGS, "alpha", "loss_lr_scale", "head_lr_scale"}  # each loss has its own
     flags = {**flags, **settled_flags(settings), **{name: before[name] for name in taken}}
     settings = settings.with_classes(flags["class_dim"] or 0)
     if "model_save_dir" not in typed:
@@ -182,6 +187,7 @@ def continue_run(flags, typed):
     if changed:
         print(f"note: the run goes on with {', '.join(changed.values())}")
     found = weights.read_weights(path)
+    flags = losses.settle(flags)
     return Start(flags, settings, found, path, found.state)
 
 

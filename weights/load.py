@@ -175,7 +175,10 @@ def layer_size(weights, layer):
 
 
 def _layer_size(tensors, layer):
-    return int(np.prod(tensors[f"{layer}.bias"].shape)) if f"{layer}.bias" in tensors else 0
+    if f"{layer}.bias" in tensors:
+        return int(np.prod(tensors[f"{layer}.bias"].shape))
+    weight = tensors.get(f"{layer}.weight")  # a cosine head has no bias
+    return weight.shape[-1] if weight is not None and weight.ndim == 2 else 0
 
 
 def _misfit(there, here):

@@ -13,13 +13,14 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
+import losses
 import models
 from losses import LossSettings
 from losses.objective import Objective
 from runtime import parallel, process
 
-LOSSES = ["tripletloss random", "tripletloss semihard", "tripletloss hard", "tripletloss distance", "quadrupletloss",
-          "emlloss", "softmax"]  # fmt: skip
+LOSSES = [name for name in losses.LOSSES if name != "tripletloss"]
+LOSSES += [f"tripletloss {mining}" for mining in losses.MINING]
 BATCH = 12
 
 
@@ -84,7 +85,9 @@ def gradients(path):
     for name in LOSSES:
         loss_name, mining = (name + " random").split(" ")[:2]
         options = {"margin": 0.3, "triplet_mining": mining}
-        objective = Objective(LossSettings(loss_name, 1.0, 0.1, options), 6, 16)
+        paddle.seed(6)
+        settings = LossSettings(loss_name, 1.0, 0.1, options=options, memory_size=20 * losses.LOSSES[loss_name].memory)
+        objective = Objective(settings, 6, 16)
         image, label = paddle.to_tensor(pictures[own]), parallel.gather(paddle.to_tensor(labels[own]))
         embedding, logits = (parallel.gather(tensor) for tensor in network(image))
         paddle.seed(7)

@@ -5,8 +5,8 @@ import shutil
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
-ROW = '    "ringloss": Loss("RingLoss", ("ring_size",), ("num_classes", "embedding_size")),\n'
-FLAG = '    "ring_size": {"type": number(int, low=1), "default": 8, "help": "of ringloss"},\n'
+ROW = '    "ringloss": Loss("RingLoss", {"ring_size": 8}, ("num_classes", "embedding_size"), lr_scale=10.0),\n'
+FLAG = '    "ring_size": {"type": number(int, low=1), "help": "of ringloss"},\n'
 
 
 def make_checkout(root):
@@ -21,7 +21,7 @@ def make_checkout(root):
     table = os.path.join(root, "losses", "__init__.py")
     with open(table) as file:
         text = file.read()
-    for opening, line in (("METRIC_LOSSES = {\n", ROW), ("FLAGS = {\n", FLAG)):
+    for opening, line in (("\nLOSSES = {\n", ROW), ("FLAGS = {\n", FLAG)):
         assert text.count(opening) == 1
         text = text.replace(opening, opening + line)
     with open(table, "w") as file:

@@ -8,8 +8,6 @@ from paddle import nn
 class RingLoss(nn.Layer):
     """Cross-entropy of the cosines to the proxies, plus the mean cosine to past embeddings of other classes."""
 
-    learning_rate_scale = 10.0
-
     def __init__(self, ring_size, num_classes, embedding_size):
         super().__init__()
         self.proxies = self.create_parameter([num_classes, embedding_size])
