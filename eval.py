@@ -55,10 +55,12 @@ def main():
     if args.output_json:
         files.check_output(args.output_json, is_figures, "a file of figures that eval.py wrote")
     process.start_paddle(args.use_gpu, args.seed)
-    opened = extraction.open_network(vars(args), args.pretrained_model, args.allow_partial)
+    opened = extraction.open_network(vars(args), args.pretrained_model, args.allow_partial, args.weights)
     vars(args).update(dataclasses.asdict(opened.settings))
     utility.print_arguments(vars(args))
 
+    if opened.chosen_on == reader.fingerprint(query):
+        print("note: recall on this list chose the epoch of this checkpoint: on classes that chose nothing it is lower")
     start = time.time()
     reading = utility.fill(reader.Reading, args)
     pictures = sum(len(samples.paths) for samples in (query, gallery) if samples)

@@ -63,7 +63,7 @@ def main():
     if samples and args.on_bad_image == "fail":
         reader.check_files(samples)
     process.start_paddle(args.use_gpu, args.seed)
-    opened = extraction.open_network(vars(args), args.pretrained_model, args.allow_partial)
+    opened = extraction.open_network(vars(args), args.pretrained_model, args.allow_partial, args.weights)
     vars(args).update(dataclasses.asdict(opened.settings))
     utility.print_arguments(vars(args))
     if args.export_dir and parallel.is_first():

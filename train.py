@@ -11,6 +11,7 @@ object a line, to train_log.jsonl in the same folder.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import time
@@ -25,6 +26,7 @@ import weights
 from retrieval import extraction, metrics
 from runtime import parallel, process
 from training import data, optimizers, start
+from training.ema import Average
 from training.job import Job, diverged, record_recall, save, save_or_stop, stopped, what_is_due
 from training.log import StepLog
 from training.optimizers import trained_parameters
@@ -72,13 +74,14 @@ def main():
     network_settings = begin.settings.with_classes(args.class_dim)
     network = network_settings.build(args.dropout)
     prepare_network(network, begin, args.zero_init_residual, args.with_mem_opt, args.allow_partial)
-    if args.freeze_bn:
-        network.freeze_batch_norm()
+    freezing = fill(optimizers.Freezing, args)
+    freezing.start(network, 0)
     options = {name: getattr(args, name) for name in losses.FLAGS}
     objective = Objective(fill(losses.LossSettings, args, options=options), args.class_dim, network.dimension)
     optimizer = optimizers.build_optimizer(fill(optimizers.OptimizerSettings, args), network, objective)
     scaler = paddle.amp.GradScaler(enable=amp == "float16", init_loss_scaling=2.0**14)
-    parts = Parts(network, objective, optimizer, scaler)
+    average = Average(network, args.ema_decay) if args.ema_decay else None
+    parts = Parts(network, objective, optimizer, scaler, average)
     signals = process.note_signals()
 
     # Where it is kept, and how far it is.
@@ -103,7 +106,7 @@ def main():
         "args": vars(args),
         "process": process.describe_process(),
     }
-    job = Job(run, lists, parts, settings, reading, batching, schedule, args.freeze_bn, amp, signals, description)
+    job = Job(run, lists, parts, settings, reading, batching, schedule, freezing, amp, signals, description)
     train(job, progress, bool(begin.before))
 
 
@@ -144,6 +147,8 @@ def train(job, progress, continued):
         best = progress.best
         found = f", best recall@1 {best['recall@1']:.4f} in pass {best['epoch']}" if best else ""
         print(f"saved {os.path.join(job.run.path, str(epoch))}{found}")
+        if job.settings.is_over(progress):
+            break
     print(f"done: {os.path.join(job.run.path, 'best' if progress.best else 'latest')}")
 
 
@@ -151,13 +156,11 @@ def train_epoch(job, progress):
     """The rest of an epoch; -> Progress at its end. Raises: Stopped after a signal, when the step is done and saved."""
     import paddle
 
-    network, objective, optimizer, scaler = job.parts
-    network.train()
+    network, objective, optimizer, scaler, average = job.parts
+    job.freezing.start(network, progress.epoch)
     objective.begin_epoch(progress.epoch)
-    if job.freeze_bn:
-        network.freeze_batch_norm()
     shared, owned = trained_parameters(network), trained_parameters(objective)
-    statistics = [] if job.freeze_bn else network.batch_norm_statistics()
+    statistics = network.batch_norm_statistics()
     epoch, steps, bad = progress.epoch, progress.steps, []
     finite, steplog = optimizers.FiniteCheck(), StepLog(job.run)
     batches = data.training_batches(job.data, job.batching, job.reading, progress)
@@ -198,6 +201,8 @@ def train_epoch(job, progress):
         scaler.step(optimizer)
         scaler.update()
         optimizer.clear_grad()
+        if average:
+            average.update(network, epoch * steps + step)
 
         steplog.add(len(label))
         if due.log:
@@ -218,10 +223,10 @@ def evaluate(job, epoch):
     Raises: Stopped after a signal.
     """
     begun, val = time.time(), job.data.val
+    network, average = job.parts.network, job.parts.average
     try:
-        found = extraction.extract(
-            job.parts.network, val, job.reading, job.settings.test_batch_size, signals=job.signals
-        )
+        with average.in_place(network) if average else contextlib.nullcontext():
+            found = extraction.extract(network, val, job.reading, job.settings.test_batch_size, signals=job.signals)
     except parallel.Signalled as error:
         raise stopped(error.number, job.run.newest()) from None
     if found is None:

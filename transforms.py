@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+MEAN_COLOR = (124, 116, 104)  # of ImageNet, RGB
 MAX_PIXELS = 200_000_000  # 600 MB decoded; the largest telephones take so many
 
 
@@ -179,10 +180,57 @@ def resize(image, shape):
 TEST_TRANSFORMS = {"center_crop": center_crop, "resize": resize}
 
 
-def training_transform(shape, seed, epoch, min_area=0.08):
-    """`random_resized_crop` whose draw depends on seed, epoch and position alone."""
+def color_jitter(image, rng, strength):
+    """Brightness, contrast and saturation, in this order, each by a factor drawn from 1 - strength to 1 + strength.
+
+    They are those of Pillow's ImageEnhance and torchvision's ColorJitter: blends of the picture with black, with its
+    mean grey and with its own grey.
+
+    Args:
+        image: uint8 RGB [H, W, 3]; rng: np.random.Generator; strength: in 0..1.
+    """
+    brightness, contrast, saturation = (1 + strength * (2 * rng.random(3) - 1)).tolist()
+    values = np.arange(256)
+    image = cv2.LUT(image, np.clip(values * brightness + 0.5, 0, 255).astype(np.uint8))
+    mean = round(float(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).mean()))
+    image = cv2.LUT(image, np.clip(values * contrast + mean * (1 - contrast) + 0.5, 0, 255).astype(np.uint8))
+    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(image, saturation, gray, 1 - saturation, 0)
+
+
+def random_erasing(image, rng, probability, scale=(0.02, 0.4), ratio=(0.3, 1 / 0.3)):
+    """Random erasing: a rectangle of the picture gets ImageNet's mean colour. Zhong et al., arXiv 1708.04896.
+
+    Args:
+        image: uint8 RGB [H, W, 3]; rng: np.random.Generator; probability: in 0..1.
+        scale: range of the rectangle's share of the area; ratio: range of its height / width, drawn log-uniformly.
+
+    Where ten draws don't fit into the picture, it stays as it is.
+    """
+    height, width = image.shape[:2]
+    if rng.random() >= probability:
+        return image
+    for _ in range(10):
+        area, aspect, top, left = rng.random(4).tolist()
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * area)
+        aspect = ratio[0] * (ratio[1] / ratio[0]) ** aspect
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < h < height and 0 < w < width:
+            top, left = int(top * (height - h + 1)), int(left * (width - w + 1))
+            image = image.copy()
+            image[top : top + h, left : left + w] = MEAN_COLOR
+            break
+    return image
+
+
+def training_transform(shape, seed, epoch, min_area=0.08, jitter=0.0, erasing=0.0):
+    """`random_resized_crop`, `color_jitter`, `random_erasing`; all draws depend on seed, epoch and position alone."""
 
     def transform(image, position):
-        return random_resized_crop(image, shape, np.random.default_rng([seed, epoch, position]), (min_area, 1.0))
+        rng = np.random.default_rng([seed, epoch, position])
+        image = random_resized_crop(image, shape, rng, (min_area, 1.0))
+        if jitter:
+            image = color_jitter(image, rng, jitter)
+        return random_erasing(image, rng, erasing) if erasing else image
 
     return transform

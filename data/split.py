@@ -147,6 +147,14 @@ def count_of(text, classes):
     return count
 
 
+def holdout_count(share, count):
+    """How many of `count` training classes a share holds out. Raises: UserError where that leaves too few."""
+    held = math.floor(share * count + 0.5)
+    if not 1 <= held < count:
+        raise UserError(f"--holdout={share:g}: {held} of the {count} training classes: it must be 1 to {count - 1}")
+    return held
+
+
 def list_prefix(folder, output_dir, absolute):
     """What stands before `<class>/<image>` in a list that lies in output_dir."""
     if absolute:
@@ -170,10 +178,12 @@ def write_lists(texts):
                 files.keep(path)
 
 
-def split(root, output_dir, name, train_classes, absolute):
-    """Writes the two lists and the class names, prints what was found.
+def split(root, output_dir, name, train_classes, absolute, holdout=None):
+    """Writes the lists and the class names, prints what was found.
 
     Args:
+        holdout: share of the training classes, from the last on, that stand in for the test while settings are chosen:
+            writes `<name>_fit.txt` without them and `<name>_holdout.txt`; None: neither.
         name: how the lists' names begin; None to have it found (see `name_of`).
         train_classes: see `count_of`.
 
@@ -190,7 +200,11 @@ def split(root, output_dir, name, train_classes, absolute):
     if "\n" in prefix or "\r" in prefix:
         raise UserError(f"{folder!r}: a list cannot hold a path with a line break")
     texts, totals, paths = {}, [], {}
-    for part, members in (("train", classes[:count]), ("val", classes[count:])):
+    parts = {"train": classes[:count], "val": classes[count:]}
+    if holdout is not None:
+        held = holdout_count(holdout, count)
+        parts.update(fit=classes[: count - held], holdout=classes[count - held : count])
+    for part, members in parts.items():
         rows = [(os.path.join(prefix, sub, image), label) for label, sub, images in members for image in images]
         paths[part] = os.path.join(output_dir, f"{name}_{part}.txt")
         texts[paths[part]] = "".join(f"{path} {label}\n" for path, label in rows)
@@ -206,7 +220,8 @@ def split(root, output_dir, name, train_classes, absolute):
     for reason, left_out in skipped.items():
         print(f"skipped {len(left_out)} {reason}; the first: {left_out[0]!r}")
     print(*totals, f"labels and folders: {names}", sep="\n")
-    print("next:", shlex.join(["python", "train.py", *(f"--{part}_list={path}" for part, path in paths.items())]))
+    train, val = (paths["train"], paths["val"]) if holdout is None else (paths["fit"], paths["holdout"])
+    print("next:", shlex.join(["python", "train.py", f"--train_list={train}", f"--val_list={val}"]))
     if edition is None:
         known = ", ".join(f"{edition} {images}" for images, edition in EDITIONS.items())
         print(
@@ -242,11 +257,19 @@ def main():
         help="how many of the first classes train: a count such as 100, or a fraction such as 0.5 (default: half: 100 "
         "for CUB's 200)",
     )
+    parser.add_argument(
+        "--holdout",
+        type=float,
+        metavar="SHARE",
+        help="also write <name>_fit.txt and <name>_holdout.txt: the training classes without the last SHARE of them, "
+        "and these, such as 0.2. Choose settings and epoch by training on the first and validating on the second; then "
+        "train on all training classes and look at the test once",
+    )
     parser.add_argument("--absolute", action="store_true", help="absolute paths: the lists may then be moved")
     args = parser.parse_args()
     try:
         output_dir = args.root if args.output_dir is None else args.output_dir
-        split(args.root, output_dir, args.name, args.train_classes, args.absolute)
+        split(args.root, output_dir, args.name, args.train_classes, args.absolute, args.holdout)
     except UserError as error:
         fail(error)
     except OSError as error:

@@ -3,6 +3,8 @@
 import paddle
 import paddle.nn as nn
 
+from utility import UserError
+
 
 class Conv1x1(nn.Conv2D):
     """A 1x1 convolution without bias: [N, C, H, W] -> [N, out_channels, H/stride, W/stride].
@@ -43,6 +45,13 @@ class ResidualStages(nn.Layer):
 
     def blocks(self):
         return [block for name in self.stages for block in getattr(self, name)]
+
+    def front(self, stages):
+        """The layers of the stem and the first `stages` stages; [] for 0. Raises: UserError where there are fewer."""
+        if stages > len(self.stages):
+            raise UserError(f"--freeze_stages={stages}: this backbone has {len(self.stages)} stages")
+        late = self.stages[stages:]
+        return [layer for name, layer in self.named_children() if name not in late] if stages else []
 
     def forward(self, x):
         x = self.stem(x)

@@ -85,6 +85,7 @@ class EmbeddingNet(nn.Layer):
         head_scale=20.0,
     ):
         super().__init__()
+        self.resting = False  # whether the backbone is left out of training for now
         self.backbone = backbone
         self.pool = Pooling(pooling)
         size = backbone.out_channels
@@ -108,20 +109,43 @@ class EmbeddingNet(nn.Layer):
         """uint8 RGB [N, H, W, 3] -> embedding float [N, D] (not normalised), logits [N, class_dim] or None."""
         # Arithmetic first, in the memory order the pictures have: transposing bytes first is several times slower.
         x = (image.astype("float32") * self.scale + self.shift).transpose([0, 3, 1, 2])
-        embedding = self.embedding(self.norm(self.pool(self.backbone(x))))
+        embedding = self.embedding(self.norm(self.pool(self._features(x))))
         return embedding, self.head(self.dropout(embedding)) if self.head is not None else None
 
-    def freeze_batch_norm(self):
-        """Fixes running statistics, scale and shift of every batch norm; call after each `train()`."""
-        for layer in self.sublayers():
-            if isinstance(layer, nn.BatchNorm2D):
-                layer.eval()
-                layer.weight.stop_gradient = layer.bias.stop_gradient = True
+    def _features(self, x):
+        if not self.resting:
+            return self.backbone(x)
+        with paddle.no_grad():
+            return self.backbone(x)
+
+    def start_training(self, freeze_bn=False, freeze_stages=0, rest=False):
+        """Puts the network in training mode, but for what is frozen.
+
+        Args:
+            freeze_bn: running statistics, scale and shift of every batch norm stay as they are.
+            freeze_stages: so do the stem and the first stages of the backbone; 0: none.
+            rest: the backbone stays as it is for now, and only what is behind it trains.
+
+        Raises: UserError where the backbone has fewer stages.
+        """
+        self.train()
+        self.resting = rest
+        if rest:
+            self.backbone.eval()
+        for layer in self.backbone.front(freeze_stages):
+            layer.eval()
+            for parameter in layer.parameters():
+                parameter.stop_gradient = True
+        for layer in self._batch_norms() if freeze_bn else ():
+            layer.eval()
+            layer.weight.stop_gradient = layer.bias.stop_gradient = True
 
     def batch_norm_statistics(self):
-        """The running means and variances of every batch norm."""
-        norms = [layer for layer in self.sublayers() if isinstance(layer, nn.BatchNorm2D)]
-        return [tensor for norm in norms for tensor in (norm._mean, norm._variance)]
+        """The running means and variances that training changes."""
+        return [tensor for norm in self._batch_norms() if norm.training for tensor in (norm._mean, norm._variance)]
+
+    def _batch_norms(self):
+        return [layer for layer in self.sublayers() if isinstance(layer, nn.BatchNorm2D)]
 
 
 class Unit(nn.Layer):

@@ -14,24 +14,25 @@ from utility import UserError
 
 # network: EmbeddingNet; settings: models.Settings as settled; file_name: of its weights, "" for random ones; labels:
 # int64, the labels of the head's classes in their order; trained_labels: int64, those that were trained, sorted (both
-# None where they are not known).
-Opened = collections.namedtuple("Opened", "network settings file_name labels trained_labels")
+# None where they are not known); chosen_on: see `list_that_chose`.
+Opened = collections.namedtuple("Opened", "network settings file_name labels trained_labels chosen_on")
 # features: float32 [N, D], the embeddings; index: int64 [N], the pictures' positions in the list, ascending; bad:
 # (index, reason) of those that could not be read.
 Features = collections.namedtuple("Features", "features index bad")
 
 
-def open_network(asked, pretrained_model, allow_partial=False):
+def open_network(asked, pretrained_model, allow_partial=False, which="ema"):
     """The network that eval.py and infer.py run: as --pretrained_model says, or random where none is given.
 
     Args:
         asked: {name: value} of models.Settings, None where it was left open.
+        which: of a checkpoint's weights, see weights.read_weights.
 
     Returns: Opened. The settings' class_dim is the number of classes of the head, 0 without one.
     """
     found = None
     if pretrained_model:
-        found = weights.read_weights(pretrained_model, asked["model"] or models.DEFAULT_MODEL)
+        found = weights.read_weights(pretrained_model, asked["model"] or models.DEFAULT_MODEL, which)
     state = found.state if found else None
     if found and state is None:  # a file without its description: its tensors say the rest
         size = weights.layer_size(found, "embedding") if asked["embedding_size"] is None else asked["embedding_size"]
@@ -59,7 +60,18 @@ def open_network(asked, pretrained_model, allow_partial=False):
         print(f"note: no --pretrained_model: this {settings.model} has random weights", file=sys.stderr)
     network.eval()
     labels = [np.array(state[name], np.int64) if state else None for name in ("labels", "trained_labels")]
-    return Opened(network, settings, found.file_name if found else "", *labels)
+    return Opened(network, settings, found.file_name if found else "", *labels, list_that_chose(state))
+
+
+def list_that_chose(state):
+    """The fingerprint of the list whose recall chose a checkpoint among those of its run, or None.
+
+    Args:
+        state: the checkpoint's description, or None.
+    """
+    best, args = (state or {}).get("best"), (state or {}).get("args", {})
+    several = best and 0 < args.get("eval_every", 0) < args.get("num_epochs", 0)
+    return state.get("val_list") if several and best["epoch"] == state["epoch"] else None
 
 
 def extract(network, samples, reading, batch_size, on_batch=None, signals=None):

@@ -312,7 +312,8 @@ def _all_gather(tensor):
 
 def sum_gradients(parameters):
     """Adds up the gradients of all processes, in every process."""
-    if world_size() > 1:
+    parameters = [p for p in parameters if p.grad is not None]
+    if world_size() > 1 and parameters:
         from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients_with_group
 
         _before_a_collective("a sum of gradients")

@@ -247,7 +247,7 @@ def test_recomputation_changes_neither_gradients_nor_batch_norm_statistics():
 def test_frozen_batch_norm_stays():
     network = models.build_model("ResNet8", 4)
     network.train()
-    network.freeze_batch_norm()
+    network.start_training(freeze_bn=True)
     before = {n: v.numpy().copy() for n, v in network.state_dict().items() if "bn" in n or "downsample.1" in n}
     parameters = [p for p in network.parameters() if not p.stop_gradient]
     optimizer = paddle.optimizer.SGD(0.1, parameters)
@@ -256,6 +256,35 @@ def test_frozen_batch_norm_stays():
     optimizer.step()
     after = network.state_dict()
     assert len(before) == 4 * 9 and all(np.array_equal(value, after[n].numpy()) for n, value in before.items())
+
+
+@pytest.mark.parametrize(("stages", "rest"), [(0, False), (1, False), (3, False), (0, True), (2, True)])
+def test_what_rests_stays(stages, rest):
+    """Weights and running statistics of frozen stages and of a resting backbone; all else moves."""
+    network = models.build_model("ResNet8", 4, embedding_size=8)
+    network.start_training(freeze_stages=stages, rest=rest)
+    before = {name: value.numpy().copy() for name, value in network.state_dict().items()}
+    optimizer = paddle.optimizer.SGD(0.1, [p for p in network.parameters() if not p.stop_gradient])
+    _, logits = network(paddle.to_tensor(pictures(4, 16)))
+    F.cross_entropy(logits, paddle.to_tensor([0, 1, 2, 3])).backward()
+    optimizer.step()
+    moved = {name for name, value in network.state_dict().items() if not np.array_equal(value.numpy(), before[name])}
+    late = tuple(f"backbone.layer{stage}" for stage in range(stages + 1, 4))
+    if stages == 0:
+        late = ("backbone",)
+    wanted = {name for name in before if name.startswith(("embedding", "head")) or (not rest and name.startswith(late))}
+    assert moved == wanted
+    statistics = {id(tensor) for tensor in network.batch_norm_statistics()}
+    names = {name for name, value in network.named_parameters() if id(value) in statistics}
+    assert all(name in moved for name in names) and bool(statistics) == (not rest and stages < 3)
+    # The next epoch wakes a backbone that rested, but not what is frozen for good.
+    network.start_training(freeze_stages=stages)
+    assert bool(network.batch_norm_statistics()) == (stages < 3)
+
+
+def test_more_stages_than_there_are():
+    with pytest.raises(UserError, match="--freeze_stages=4: this backbone has 3 stages"):
+        models.build_model("ResNet8", 4).start_training(freeze_stages=4)
 
 
 def test_unknown_names():

@@ -36,6 +36,8 @@ class Batching:
     samples_each_class: int = 4
     total_images: int = None
     min_area: float = 0.08
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
     seed: int = 0
 
     @property
@@ -55,6 +57,10 @@ def add_batch_arguments(parser):
     add("--min_area", type=number(float, above=0, high=1), default=0.08,
         help="smallest share of a picture that a random crop may keep; 0.08 is the original, 0.16 to 0.5 suits "
         "pictures that are cut to the object already")
+    add("--color_jitter", type=number(float, low=0, high=1), default=0.0,
+        help="largest change of brightness, contrast and saturation, as a share; 0.25 is common, 0: none")
+    add("--random_erasing", type=number(float, low=0, high=1), default=0.0,
+        help="probability that a rectangle of a training picture is hidden; 0.5 is common, 0: none")
     # fmt: on
 
 
@@ -130,7 +136,9 @@ def training_batches(data, batching, reading, progress):
     return reader.read_batches(
         data.train,
         itertools.islice(order, progress.step, None),
-        transforms.training_transform(reading.shape, seed, epoch, batching.min_area),
+        transforms.training_transform(
+            reading.shape, seed, epoch, batching.min_area, batching.color_jitter, batching.random_erasing
+        ),
         reading.shape,
         num_workers=reading.num_workers,
         skip_bad=reading.on_bad_image == "skip",

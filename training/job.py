@@ -26,7 +26,7 @@ class Job:
     reading: Reading
     batching: Batching
     schedule: optimizers.Schedule
-    freeze_bn: bool
+    freezing: optimizers.Freezing
     amp: str  # float16, bfloat16 or None
     signals: process.Signals
     description: dict  # what checkpoints say beside how far the run is

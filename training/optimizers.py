@@ -17,6 +17,22 @@ class OptimizerSettings:
     lr: float = 0.1
     head_lr_scale: float = 1.0
     weight_decay: float = 1e-4
+    clip_norm: float = 0.0
+    clip_value: float = 0.0
+    warmup_head_epochs: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Freezing:
+    """What does not train, in the flags' words."""
+
+    freeze_bn: bool = False
+    freeze_stages: int = 0
+    warmup_head_epochs: int = 0
+
+    def start(self, network, epoch):
+        """Puts an EmbeddingNet in the mode in which it trains in `epoch`, from 0."""
+        network.start_training(self.freeze_bn, self.freeze_stages, rest=epoch < self.warmup_head_epochs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +65,18 @@ def add_optimizer_arguments(parser):
         "quarters of --num_epochs)")
     add("--warmup_epochs", type=number(float, low=0), default=0.0, help="epochs in which the rate rises to --lr")
     add("--weight_decay", type=number(float, low=0), default=1e-4, help="L2 penalty; for adamw the decoupled decay")
+    add("--clip_norm", type=number(float, low=0), default=0.0,
+        help="largest length of all gradients together, longer ones are shortened; 0: any")
+    add("--clip_value", type=number(float, low=0), default=0.0,
+        help="largest value of a gradient, such as 10 with proxies; 0: any")
+    add("--freeze_stages", type=number(int, low=0), default=0,
+        help="stages of the backbone, from the stem on, that don't train: quicker steps; 0: all train")
+    add("--warmup_head_epochs", type=number(int, low=0), default=0,
+        help="epochs in which the backbone rests and only head, embedding layer and what the loss owns train: a new "
+        "head's first gradients spoil no pretrained weights")
+    add("--ema_decay", type=number(float, low=0, high=1), default=0.0,
+        help="keep an average of the weights, in which a step counts this share of the next: 0.99 to 0.9999; 0: "
+        "none. The average is what is evaluated, and what eval.py and infer.py take")
     add("--freeze_bn", type=boolean, default=False, help="keep batch-norm statistics and scales: pays in fine-tuning")
     add("--dropout", type=number(float, low=0, high=1),
         help="probability in front of the head (default: the model's own: 0.5 for SE_ResNeXt, else 0)")
@@ -118,9 +146,21 @@ def build_optimizer(settings, network, objective):
         for parameter in layer.parameters():
             parameter.optimize_attr["learning_rate"] = settings.head_lr_scale
     parameters = trained_parameters(network, objective)
-    common = {"learning_rate": settings.lr, "parameters": parameters, "weight_decay": settings.weight_decay}
-    # One kernel for all parameters, where Paddle has it: a GPU would wait for the launches.
-    fused = {"use_multi_tensor": process.on_gpu()}
+    if settings.clip_norm and settings.clip_value:
+        raise UserError("--clip_norm and --clip_value: take one of them")
+    clip = None
+    if settings.clip_norm:
+        clip = paddle.nn.ClipGradByGlobalNorm(settings.clip_norm)
+    elif settings.clip_value:
+        clip = paddle.nn.ClipGradByValue(settings.clip_value)
+    common = {
+        "learning_rate": settings.lr,
+        "parameters": parameters,
+        "weight_decay": settings.weight_decay,
+        "grad_clip": clip,
+    }
+    # One kernel for all parameters, where Paddle has it: a GPU would wait for the launches. It needs all gradients.
+    fused = {"use_multi_tensor": process.on_gpu() and not settings.warmup_head_epochs}
     if settings.optimizer == "momentum":
         optimizer = paddle.optimizer.Momentum(momentum=0.9, **common, **fused)
     elif settings.optimizer == "adam":

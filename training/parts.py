@@ -10,8 +10,9 @@ from training.optimizers import load_optimizer_state, optimizer_entries
 from utility import UserError
 from weights.checkpoint import PART_FILES, check_part
 
-# network: EmbeddingNet; objective: losses.objective.Objective; optimizer; scaler: paddle.amp.GradScaler.
-Parts = collections.namedtuple("Parts", "network objective optimizer scaler")
+# network: EmbeddingNet; objective: losses.objective.Objective; optimizer; scaler: paddle.amp.GradScaler; average:
+# training.ema.Average or None.
+Parts = collections.namedtuple("Parts", "network objective optimizer scaler average", defaults=[None])
 
 
 def named_parameters(parts):
@@ -26,6 +27,7 @@ def arrays(parts):
     entries = optimizer_entries(named_parameters(parts), parts.optimizer)
     return {
         "model": {name: value.numpy() for name, value in parts.network.state_dict().items()},
+        "ema": {name: value.numpy() for name, value in parts.average.tensors.items()} if parts.average else {},
         "objective": {name: value.numpy() for name, value in parts.objective.state_dict().items()},
         "optimizer": {name: value.numpy() for name, (_, value) in entries.items()},
     }
@@ -45,16 +47,15 @@ def restore(parts, folder, before, optimizer, force):
         optimizer: --optimizer; another one than the run's starts anew.
         force: True: what can't be put back starts anew with a note rather than a UserError.
     """
-    if optimizer == before["args"]["optimizer"]:
-        load = {"objective": restore_objective, "optimizer": restore_optimizer}
-    else:
+    load = {"ema": restore_average, "objective": restore_objective, "optimizer": restore_optimizer}
+    if optimizer != before["args"]["optimizer"]:
         print(f"note: {optimizer} starts anew: it can't use the state of {before['args']['optimizer']}")
-        load = {"objective": restore_objective}
+        del load["optimizer"]
     for name, function in load.items():
         try:
             function(parts, os.path.join(folder, PART_FILES[name]))
         except UserError as error:
-            what = optimizer if name == "optimizer" else "the loss"
+            what = {"optimizer": optimizer, "objective": "the loss", "ema": "the average"}[name]
             if not force:
                 raise UserError(f"{error} (--force=True starts the {name} anew)") from None
             print(f"note: {what} starts anew: {error}")
@@ -65,6 +66,15 @@ def restore(parts, folder, before, optimizer, force):
 
 def restore_optimizer(parts, path):
     load_optimizer_state(named_parameters(parts), parts.optimizer, weights.read_pickle(path), path)
+
+
+def restore_average(parts, path):
+    """Puts back the average of the weights; it starts with the weights of today where the run had none."""
+    if parts.average:
+        saved = weights.read_pickle(path)
+        check_part(saved, parts.average.tensors, path)
+        for name, here in parts.average.tensors.items():
+            here.set_value(saved[name])
 
 
 def restore_objective(parts, path):

@@ -24,6 +24,7 @@ from weights.checkpoint import CONTENT, LINKS, checkpoint_name, described_name, 
 SAME_RUN = (
     *("loss_name", *losses.FLAGS, "alpha", "label_smoothing", "train_batch_size", "samples_each_class"),
     *("memory_size", "memory_start_epoch", "total_images", "min_area", "optimizer", "freeze_bn", "seed"),
+    *("freeze_stages", "warmup_head_epochs", "ema_decay", "color_jitter", "random_erasing"),
 )
 # What a continued run does not take over from the run it continues.
 THIS_PROCESS = ("checkpoint", "force", "overwrite", "model_save_dir", "pretrained_model", "use_gpu", "num_workers")
@@ -40,6 +41,7 @@ class RunSettings:
     force: bool = False
     eval_every: int = 1
     eval_at_start: bool = False
+    patience: int = 0
     keep: int = 1
     save_every: int = 0
     log_every: int = 10
@@ -52,6 +54,12 @@ class RunSettings:
     def is_due(self, epoch):
         """Whether recall is measured after `epoch`."""
         return self.eval_every > 0 and ((epoch + 1) % self.eval_every == 0 or epoch + 1 == self.num_epochs)
+
+    def is_over(self, progress):
+        """Whether the run ends with the epoch that `progress` is in."""
+        best, last = progress.best, progress.epoch
+        waited = sum(self.is_due(epoch) for epoch in range(best["epoch"] + 1, last + 1)) if best else 0
+        return last + 1 >= self.num_epochs or 0 < self.patience <= waited
 
     def is_done(self, progress):
         """Whether nothing is left to do of the epoch that `progress` is in."""
@@ -84,6 +92,8 @@ def add_run_arguments(parser):
     add("--overwrite", type=boolean, default=False, help="delete an earlier run's checkpoints and log")
     add("--force", type=boolean, default=False, help="continue with --checkpoint although flags differ from that run's")
     add("--eval_every", type=number(int, low=0), default=1, help="epochs between evaluations; 0: none, and no best")
+    add("--patience", type=number(int, low=0), default=0,
+        help="evaluations without a better recall@1 after which the run ends; 0: it goes on to --num_epochs")
     add("--eval_at_start", type=boolean, default=False, help="evaluate before the first step, too")
     add("--keep", type=number(int, low=1), default=1, help="newest epochs that stay on disk, beside the best one")
     add("--save_every", type=number(int, low=0), default=0,
@@ -118,10 +128,12 @@ def find_start(flags, typed):
         return new_run({**flags, "checkpoint": ""}, typed)
     start = continue_run({**flags, "checkpoint": resolve(path)}, typed)
     epochs, progress = start.flags["num_epochs"], read_progress(start.before)
-    settings = RunSettings(num_epochs=epochs, eval_every=start.flags["eval_every"])
-    if settings.is_done(progress) and progress.epoch + 1 >= epochs:
+    settings = RunSettings(epochs, eval_every=start.flags["eval_every"], patience=start.flags["patience"])
+    if settings.is_done(progress) and settings.is_over(progress):
         if auto:
             raise process.Stopped(0, f"done before: {start.checkpoint}")
+        if progress.epoch + 1 < epochs:
+            raise UserError(f"{start.checkpoint}: ended by --patience={settings.patience}: a larger one goes on")
         raise UserError(
             f"{start.checkpoint}: has all of its {progress.epoch + 1} epochs: a larger --num_epochs than {epochs} "
             "goes on"
@@ -149,7 +161,9 @@ def new_run(flags, typed):
         print(f"note: without effect on {flags['loss_name']}: {', '.join(f'--{name}' for name in idle)}")
     flags, found = losses.settle(flags), None
     if flags["pretrained_model"]:
-        found = weights.read_weights(flags["pretrained_model"], flags["model"] or models.DEFAULT_MODEL)
+        found = weights.read_weights(
+            flags["pretrained_model"], flags["model"] or models.DEFAULT_MODEL, flags["weights"]
+        )
     stored = found.state["settings"] if found and found.state else {}
     settings = Settings.settle(flags, stored, () if flags["allow_partial"] else ("model",))
     if not found and parallel.is_first():
@@ -186,7 +200,7 @@ def continue_run(flags, typed):
         raise UserError(f"{path}: another run: {', '.join(forbidden)}; --force=True continues all the same")
     if changed:
         print(f"note: the run goes on with {', '.join(changed.values())}")
-    found = weights.read_weights(path)
+    found = weights.read_weights(path, which="model")
     flags = losses.settle(flags)
     return Start(flags, settings, found, path, found.state)
 

@@ -31,6 +31,13 @@ def add_weight_arguments(parser):
         "without an error and costs accuracy",
     )
     group.add_argument(
+        "--weights",
+        choices=("ema", "model"),
+        default="ema",
+        help="of a checkpoint directory: ema: the average over the steps, where the run kept one (--ema_decay); model: "
+        "the weights of the last step",
+    )
+    group.add_argument(
         "--allow_partial",
         type=boolean,
         default=False,

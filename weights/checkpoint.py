@@ -1,6 +1,7 @@
 """Our own checkpoint: one folder of named parts, written beside its name, flushed and renamed.
 
     model.pdparams       the network's state_dict
+    ema.pdparams         the average of the network's state over the steps, where the run keeps one
     objective.pdparams   that of the objective, where a loss owns parameters or buffers
     model.pdopt          the optimizer's state, under the parameters' structured names
     checkpoint.json      what else belongs to the run: settings, labels, how far it is
@@ -20,9 +21,14 @@ from utility import UserError
 
 FORMAT = 1
 DESCRIPTION = "checkpoint.json"
-PART_FILES = {"model": "model.pdparams", "objective": "objective.pdparams", "optimizer": "model.pdopt"}
-WEIGHTS_FILE = PART_FILES["model"]
-OPTIONAL = ("objective",)  # not written where it is empty
+PART_FILES = {
+    "model": "model.pdparams",
+    "ema": "ema.pdparams",
+    "objective": "objective.pdparams",
+    "optimizer": "model.pdopt",
+}
+WEIGHTS_FILE, EMA_FILE = PART_FILES["model"], PART_FILES["ema"]
+OPTIONAL = ("ema", "objective")  # not written where it is empty
 LINKS = ("latest", "best")
 # What a folder that is one of our checkpoints holds, and nothing else; with what an ended process may leave in it.
 _NAMES = "|".join(re.escape(name) for name in (*PART_FILES.values(), DESCRIPTION))
@@ -43,7 +49,7 @@ def write_checkpoint(path, parts, description, make_way):
     import numpy as np
     import paddle
 
-    for name in ("model", "objective"):
+    for name in ("model", "ema", "objective"):
         broken = [key for key, value in parts.get(name, {}).items() if not np.isfinite(value).all()]
         if broken:
             more = f"{len(broken)} tensors became NaN or infinite, {broken[0]} among them"

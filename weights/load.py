@@ -9,7 +9,7 @@ import numpy as np
 import models
 from utility import UserError
 from weights import layouts
-from weights.checkpoint import DESCRIPTION, WEIGHTS_FILE, read_description, resolve
+from weights.checkpoint import DESCRIPTION, EMA_FILE, WEIGHTS_FILE, read_description, resolve
 from weights.formats import bfloat16_to_float32, plain, read_fluid_directory, read_tensors
 from weights.imagenet import imagenet_file
 
@@ -26,22 +26,24 @@ DESCRIBED = ("epoch", "settings", "labels", "trained_labels")
 def read_state(file_name):
     """The description that train.py stored beside its weights `file_name`, or None where it did not write them."""
     folder, name = os.path.split(file_name)
-    described = name == WEIGHTS_FILE and os.path.exists(os.path.join(folder, DESCRIPTION))
+    described = name in (WEIGHTS_FILE, EMA_FILE) and os.path.exists(os.path.join(folder, DESCRIPTION))
     return read_description(folder, DESCRIBED) if described else None
 
 
-def read_weights(path, model=None):
+def read_weights(path, model=None, which="ema"):
     """Reads weights, whatever they are.
 
     Args:
         path: a checkpoint directory of train.py; a .pdparams or .safetensors file, recognised by its content; the path
             of a .pdparams file without the suffix; a directory of fluid's save_vars; or "imagenet", for the official
             file of `model`.
+        which: of a checkpoint directory, "ema": the average over the steps, where there is one; "model": the weights of
+            the last step.
 
     Returns: Weights
     Raises: UserError where there are none, where they are broken or unsafe, or of no known network.
     """
-    file_name = find_weights(path, model)
+    file_name = find_weights(path, model, which)
     if os.path.isdir(file_name):
         tensors = read_fluid_directory(file_name, layouts.FLUID_NAMES)
     else:
@@ -52,6 +54,8 @@ def read_weights(path, model=None):
     state = read_state(file_name)
     network = state["settings"]["model"] if state else layouts.architecture(renamed.tensors) or "network"
     source = f"{renamed.writer} {network}" + (f", epoch {state['epoch']}" if state else "")
+    if state and os.path.basename(file_name) == EMA_FILE:
+        source += ", average over its steps"
     return Weights(renamed.tensors, file_name, state, source, renamed.unused, renamed.hint)
 
 
@@ -67,8 +71,8 @@ def _unknown_names(tensors):
     )
 
 
-def find_weights(path, model=None):
-    """The file, or the directory of a fluid model, that --pretrained_model=`path` means for `model`."""
+def find_weights(path, model=None, which="ema"):
+    """The file, or the directory of a fluid model, that `path` means for `model`; see read_weights."""
     if path == "imagenet":
         path = imagenet_file(model)
     path = resolve(path)
@@ -76,6 +80,8 @@ def find_weights(path, model=None):
         names = sorted(os.listdir(path)) if os.path.isdir(path) else []
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror}") from None
+    if which == "ema" and {WEIGHTS_FILE, EMA_FILE} <= set(names):
+        return os.path.join(path, EMA_FILE)
     if WEIGHTS_FILE in names:
         return os.path.join(path, WEIGHTS_FILE)
     if layouts.is_fluid_directory(names):

@@ -78,8 +78,7 @@ def gradients(path):
     own = parallel.share(BATCH)
     labels = np.repeat(np.arange(BATCH // 4), 4)[rng.permutation(BATCH)]
     network = models.build_model("ResNet8", 6, embedding_size=16)
-    network.train()
-    network.freeze_batch_norm()
+    network.start_training(freeze_bn=True)
     parameters = [p for p in network.parameters() if not p.stop_gradient]
     result = {}
     for name in LOSSES:

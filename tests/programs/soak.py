@@ -31,6 +31,7 @@ OPTIONS = [
     ["--loss_name=softmax", "--optimizer=adamw", "--lr=0.001", "--weight_decay=0.01"],
     ["--loss_name=proxyanchorloss", "--embedding_norm=layer", "--optimizer=adamw", "--lr=0.001"],
     ["--loss_name=marginloss", "--memory_size=20", "--memory_start_epoch=1", "--head=cosine"],
+    ["--ema_decay=0.9", "--warmup_head_epochs=1", "--freeze_stages=1", "--clip_norm=1", "--random_erasing=0.5"],
     ["--loss_name=ringloss", "--ring_size=20", "--optimizer=adamw", "--lr=0.001"],  # with parameters and a memory
     ["--with_mem_opt=True", "--lr_strategy=cosine_decay", "--warmup_epochs=1"],
     ["--model=SE_ResNeXt50_32x4d", "--train_batch_size=8", "--total_images=16", "--lr=0.0001"],  # with dropout
