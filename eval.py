@@ -19,7 +19,7 @@ import models
 import reader
 import utility
 import weights
-from retrieval import engine, extraction, metrics
+from retrieval import engine, extraction, metrics, refine
 from runtime import parallel, process
 from utility import UserError, boolean, number
 
@@ -30,6 +30,7 @@ def parse_args():
     models.add_model_arguments(parser)
     weights.add_weight_arguments(parser)
     engine.add_engine_arguments(parser)
+    refine.add_refine_arguments(parser)
     # fmt: off
     add = parser.add_argument_group("evaluation").add_argument
     add("--batch_size", type=number(int, low=1), default=32, help="images at once; changes no figure")
@@ -54,6 +55,8 @@ def main():
     check_lists(query, gallery, args.on_bad_image)
     if args.output_json:
         files.check_output(args.output_json, is_figures, "a file of figures that eval.py wrote")
+    refinement = utility.fill(refine.Refinement, args)
+    refine.check_refinement(refinement)
     process.start_paddle(args.use_gpu, args.seed)
     opened = extraction.open_network(vars(args), args.pretrained_model, args.allow_partial, args.weights)
     vars(args).update(dataclasses.asdict(opened.settings))
@@ -65,7 +68,9 @@ def main():
     reading = utility.fill(reader.Reading, args)
     pictures = sum(len(samples.paths) for samples in (query, gallery) if samples)
     options = utility.fill(engine.EngineOptions, args)
-    network = engine.prepare(opened.network, options, args.image_shape, pictures, opened.file_name)
+    network = refine.refined(opened.network, refinement)
+    network = engine.prepare(network, options, args.image_shape, pictures, opened.file_name)
+    whitening = refine.find_whitening(refinement, network, reading, args.batch_size, args.data_dir)
     head = HeadFigures(head_classes(opened, query, args.head_labels))
     found = extraction.extract(network, query, reading, args.batch_size, head.add if head.classes is not None else None)
     found_gallery = extraction.extract(network, gallery, reading, args.batch_size) if gallery else None
@@ -73,17 +78,25 @@ def main():
         return
     for samples, features in ((query, found), (gallery, found_gallery)):
         reader.report_bad_images(samples, features.bad if features else [])
+    found, found_gallery = (refine.whitened(features, whitening) for features in (found, found_gallery))
     result = head.result()
     if gallery:
         result.update(gallery_metrics(query, found, gallery, found_gallery, args.recall_at, args.exclude_self))
     else:
         result.update(metrics.retrieval_metrics(found.features, query.labels[found.index], args.recall_at))
     result["seconds"] = round(time.time() - start, 2)
+    how = refine.in_words(refinement, whitening)
+    result.update(dimension=found.features.shape[1], **({"refined": how} if how else {}))
     for name, value in result.items():
-        print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+        figure = f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
+        print(figure + (f" ({how})" if how and name.startswith(REFINED) else ""))
     if args.output_json:
         with files.atomic_write(args.output_json) as file:
             json.dump({**result, "args": vars(args)}, file, indent=1)
+
+
+# The figures that refined features change.
+REFINED = ("recall@", "MAP@R", "R-precision")
 
 
 def check_lists(query, gallery, on_bad_image):

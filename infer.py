@@ -21,7 +21,7 @@ import models
 import reader
 import utility
 import weights
-from retrieval import engine, export, extraction
+from retrieval import engine, export, extraction, refine
 from runtime import parallel, process
 from utility import UserError, boolean, number
 
@@ -32,6 +32,7 @@ def parse_args():
     models.add_model_arguments(parser)
     weights.add_weight_arguments(parser)
     engine.add_engine_arguments(parser)
+    refine.add_refine_arguments(parser)
     # fmt: off
     add = parser.add_argument_group("inference").add_argument
     add("--input", nargs="+", help="list files, folders (with their subfolders) or images (default: --val_list)")
@@ -62,33 +63,45 @@ def main():
         files.check_output(args.feature_file, is_feature_file, "a feature file of infer.py")
     if samples and args.on_bad_image == "fail":
         reader.check_files(samples)
+    refinement = utility.fill(refine.Refinement, args)
+    refine.check_refinement(refinement)
     process.start_paddle(args.use_gpu, args.seed)
     opened = extraction.open_network(vars(args), args.pretrained_model, args.allow_partial, args.weights)
     vars(args).update(dataclasses.asdict(opened.settings))
     utility.print_arguments(vars(args))
+
+    options, reading = utility.fill(engine.EngineOptions, args), utility.fill(reader.Reading, args)
+    network = refine.refined(opened.network, refinement)
+    pictures = len(samples.paths) if samples else 0
+    network = engine.prepare(network, options, args.image_shape, pictures, opened.file_name)
+    whitening = refine.find_whitening(refinement, network, reading, args.batch_size, args.data_dir)
     if args.export_dir and parallel.is_first():
-        export.export(opened.network, opened.settings, args.export_dir, opened.trained_labels)
+        whole = refine.refined(opened.network, refinement, whitening)
+        how = refine.in_words(refinement, whitening)
+        export.export(whole, opened.settings, args.export_dir, opened.trained_labels, how)
         print(f"wrote the model to {args.export_dir}: README.md there says how to run it")
     if not samples:
         return
     if not args.class_dim:
         print("note: this network has no softmax head, so there are no scores; --feature_file writes the features")
-
-    options = utility.fill(engine.EngineOptions, args)
-    network = engine.prepare(opened.network, options, args.image_shape, len(samples.paths), opened.file_name)
-    reading = utility.fill(reader.Reading, args)
     found = extraction.extract(network, samples, reading, args.batch_size, Scores(samples, opened.labels).show)
     if not parallel.is_first():
         return
     reader.report_bad_images(samples, found.bad)
+    found = refine.whitened(found, whitening)
     if args.feature_file:
-        arrays = {"features": found.features, "paths": np.array([samples.paths[i] for i in found.index])}
-        if samples.labels is not None:
-            arrays["labels"] = samples.labels[found.index]
-        with files.atomic_write(args.feature_file, "wb") as file:
-            np.savez(file, **arrays)
-        count, size = found.features.shape
-        print(f"wrote {count} features of size {size} to {args.feature_file}")
+        write_features(args.feature_file, samples, found)
+
+
+def write_features(path, samples, found):
+    """Writes extraction.Features of Samples, with their paths and labels, to an .npz file."""
+    arrays = {"features": found.features, "paths": np.array([samples.paths[i] for i in found.index])}
+    if samples.labels is not None:
+        arrays["labels"] = samples.labels[found.index]
+    with files.atomic_write(path, "wb") as file:
+        np.savez(file, **arrays)
+    count, size = found.features.shape
+    print(f"wrote {count} features of size {size} to {path}")
 
 
 def is_feature_file(path):

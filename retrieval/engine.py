@@ -306,7 +306,7 @@ def model_key(network, image_shape):
         array = np.ascontiguousarray(value.numpy())
         weights.update(f"{name} {array.dtype} {array.shape} ".encode())
         weights.update(array)
-    rest = hashlib.sha256(f"{network} {network.pool.kind} {list(image_shape)} {paddle.__version__}".encode())
+    rest = hashlib.sha256(f"{network} {list(image_shape)} {paddle.__version__}".encode())
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     for path in [os.path.abspath(__file__), *sorted(glob.glob(os.path.join(here, "models", "*.py")))]:
         with open(path, "rb") as file:

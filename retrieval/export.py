@@ -20,7 +20,8 @@ Written by infer.py --export_dir: a model of Paddle Inference, `{program}` and `
 
 Input `{input}`: uint8 [N, {height}, {width}, 3], any N, RGB, rows from the top. Mean and deviation are in the model.
 Pictures are to be prepared as in training: {transform}.
-Output `{output}`: float32 [N, {size}], each row of length 1; the dot product of two rows is their cosine similarity.
+Output `{output}`: float32 [N, {size}], each row of length 1{refined}; the dot product of two rows is their
+cosine similarity.
 
 ```python
 import numpy as np
@@ -74,13 +75,14 @@ def _is_export(folder):
 _EXPORTED = re.compile(r"model\.(json|pdmodel|pdiparams)|description\.json|README\.md")
 
 
-def export(network, settings, folder, labels=None):
+def export(network, settings, folder, labels=None, refined=""):
     """Writes a model that needs nothing of this project, all of it or nothing; one that was there is replaced.
 
     Args:
-        network: an EmbeddingNet.
+        network: an EmbeddingNet, or what refine.refined made of one.
         settings: its models.Settings.
         labels: the labels of the classes it was trained on, or None.
+        refined: in words, what it does beyond the network; "" for nothing.
 
     Raises: UserError where it can't be traced or written, or where its outputs are not the network's.
     """
@@ -92,7 +94,7 @@ def export(network, settings, folder, labels=None):
                 engine.trace(network, temporary, settings.image_shape, normalise=True)
                 run = engine.load(temporary, "float32")
                 engine.check(run, _normalised(network), settings.image_shape, "float32")
-            _describe(temporary, run, settings, labels)
+            _describe(temporary, run, settings, labels, refined)
             if os.path.isdir(folder):
                 check_export_folder(folder)  # again: minutes may have passed
             files.replace_folder(temporary, folder)
@@ -103,7 +105,7 @@ def export(network, settings, folder, labels=None):
         raise UserError(f"--export_dir={folder}: nothing written: {gpu.first_line(error)}") from None
 
 
-def _describe(folder, run, settings, labels):
+def _describe(folder, run, settings, labels, refined):
     """Writes README.md and description.json beside an exported model, `run` being the function over it."""
     import paddle
 
@@ -118,6 +120,7 @@ def _describe(folder, run, settings, labels):
     description = {
         "model": settings.model,
         "pooling": settings.pooling,
+        "refined": refined,
         "files": [program, f"{engine.MODEL}.pdiparams"],
         "input": {
             "name": run.names[0],
@@ -140,6 +143,7 @@ def _describe(folder, run, settings, labels):
         model=settings.model, paddle=paddle.__version__, program=program, parameters=f"{engine.MODEL}.pdiparams",
         height=height, width=width,
         input=run.names[0], output=run.names[1], size=embedding.shape[1], transform=transform,
+        refined=f" ({refined}, which is in the model)" if refined else "",
     )  # fmt: skip
     with files.atomic_write(os.path.join(folder, "README.md")) as file:
         file.write(readme)

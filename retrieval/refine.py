@@ -1,0 +1,215 @@
+"""Better features from the same weights: mirrored pictures, several sizes, whitening.
+
+    found = refined(network, refinement) in the place of the network, then whiten(features, whitening)
+
+Each uses the picture itself and, for whitening, the training pictures; none looks at the other pictures of the test.
+Whitening is a principal component analysis of the training features v at length 1, whose components are divided by a
+power of their variance:
+
+    w = unit((v - mean) U diag(eigenvalue^-power)),  eigenvalues of the covariance (divided by N)
+
+Power 1/2 makes all components alike; 1/4 goes half the way, which suits features that trained on other classes. Jegou
+and Chum, Negative evidences and co-occurrences in image retrieval, ECCV 2012. Importing this does not import paddle.
+"""
+
+import collections
+import dataclasses
+import os
+import zipfile
+
+import numpy as np
+
+import files
+import reader
+from retrieval import extraction
+from runtime import parallel
+from utility import UserError, boolean, comma_separated, number
+
+# mean: float32 [D]; matrix: float32 [D, K]; views: a text, of which views of a picture it was learned.
+Whitening = collections.namedtuple("Whitening", "mean matrix views")
+
+
+@dataclasses.dataclass(frozen=True)
+class Refinement:
+    """What is made of the features, in the flags' words."""
+
+    flip: bool = False
+    scales: tuple = (1.0,)
+    join_scales: bool = False
+    whiten: str = ""
+    whiten_size: int = 1024
+    whiten_power: float = 0.25
+    save_whiten: str = ""
+
+    @property
+    def views(self):
+        """In words, what of a picture its features come from; "" for the picture as it is."""
+        words = ["flip"] if self.flip else []
+        if self.sizes != (1.0,):
+            scales = ",".join(f"{scale:g}" for scale in self.sizes)
+            words.append(f"scales {scales} {'joined' if self.join_scales else 'summed'}")
+        return ", ".join(words)
+
+    @property
+    def sizes(self):
+        return tuple(self.scales)
+
+
+def add_refine_arguments(parser):
+    """Adds the flags of Refinement, alike for eval.py and infer.py."""
+    # fmt: off
+    add = parser.add_argument_group("refined features").add_argument
+    add("--flip", type=boolean, default=False, help="look at each picture's mirror image, too; twice the time")
+    add("--scales", type=comma_separated(number(float, above=0, high=4)), default=[1.0],
+        help="look at each picture in several sizes, as multiples of --image_shape, such as 0.71,1,1.29")
+    add("--join_scales", type=boolean, default=False,
+        help="put the embeddings of the sizes side by side, a longer one, rather than add them up")
+    add("--whiten", default="",
+        help="whiten the features: a list of training pictures to learn from, a file of their features that infer.py "
+        "wrote with the same flags, or what --save_whiten wrote")
+    add("--whiten_size", type=number(int, low=1), default=1024, help="size of whitened features, at most")
+    add("--whiten_power", type=number(float, low=0, high=1), default=0.25,
+        help="of the variance that each component is divided by: 0.5 makes all alike, 0.25 goes half the way")
+    add("--save_whiten", default="", help="write the whitening to this .npz file, for --whiten and another run")
+    # fmt: on
+
+
+def refined(network, refinement, whitening=None):
+    """The network that looks at pictures as Refinement says: an EmbeddingNet itself where nothing is asked of it."""
+    if not (refinement.views or refinement.whiten):
+        return network
+    from models.refined import Refined
+
+    matrices = whitening and whitening[:2]
+    layer = Refined(network, refinement.flip, refinement.sizes, refinement.join_scales, matrices)
+    layer.eval()
+    return layer
+
+
+def check_refinement(refinement):
+    """Raises a UserError where flags contradict each other or a file can't be read or written."""
+    if refinement.save_whiten:
+        if not refinement.whiten:
+            raise UserError("--save_whiten: nothing is whitened: it needs --whiten")
+        if not refinement.save_whiten.endswith(".npz"):
+            raise UserError(f"--save_whiten={refinement.save_whiten}: must end in .npz")
+        files.check_output(refinement.save_whiten, is_whitening, "a whitening that was saved before")
+    if refinement.join_scales and len(refinement.sizes) < 2:
+        raise UserError("--join_scales=True: there is one size: --scales names several")
+    if refinement.whiten and not os.path.isfile(refinement.whiten):
+        raise UserError(f"--whiten={refinement.whiten}: no such file")
+
+
+# ---------------------------------------------------------------- whitening
+
+
+def find_whitening(refinement, network, reading, batch_size, data_dir):
+    """The Whitening that --whiten means, saved where asked; None without it, and on all ranks but 0.
+
+    Args:
+        network: what is to be whitened, as of `refined` or of engine.prepare.
+        reading: reader.Reading.
+        data_dir: of relative paths in a list, or None.
+    """
+    path = refinement.whiten
+    if not path:
+        return None
+    arrays = _read_arrays(path)
+    if "matrix" in arrays:
+        whitening = Whitening(arrays["mean"], arrays["matrix"], str(arrays["views"]))
+        if whitening.views != refinement.views:
+            raise UserError(f"{path}: learned from {whitening.views or 'plain pictures'}: give the same flags")
+    else:
+        features = arrays.get("features")
+        if features is None:
+            found = extraction.extract(
+                network, reader.read_list(path, data_dir, need_labels=False), reading, batch_size
+            )
+            features = found.features if found else None
+        if not parallel.is_first():
+            return None
+        mean, matrix = learn(features, refinement.whiten_size, refinement.whiten_power, path)
+        whitening = Whitening(mean, matrix, refinement.views)
+    if refinement.save_whiten and parallel.is_first():
+        with files.atomic_write(refinement.save_whiten, "wb") as file:
+            np.savez(file, **whitening._asdict())
+    return whitening
+
+
+def _read_arrays(path):
+    """{name: array} of an .npz file; {} of any other. Raises: UserError for one without features or a whitening."""
+    if not zipfile.is_zipfile(path):
+        return {}
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in set(file.files) & {"features", "mean", "matrix", "views"}}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{path}: cannot read: {error}") from None
+    if not ({"mean", "matrix", "views"} <= set(arrays) or arrays.get("features", np.zeros(0)).ndim == 2):
+        raise UserError(f"{path}: neither features of infer.py nor a whitening that was saved")
+    return arrays
+
+
+def is_whitening(path):
+    """Whether a file is one that --save_whiten has written."""
+    try:
+        return "matrix" in _read_arrays(path)
+    except UserError:
+        return False
+
+
+def learn(features, size, power, source):
+    """Learns a whitening; -> mean float32 [D], matrix float32 [D, K], K at most `size`.
+
+    Args:
+        features: float [N, D], of training pictures; they are brought to length 1 first.
+        power: of the eigenvalues, 0 to 1; those under 1e-5 of the largest count as that.
+        source: where they are from, for messages.
+
+    Raises: UserError where there are fewer than two, or all are equal.
+    """
+    x = _unit(np.asarray(features, np.float64))
+    mean = x.mean(axis=0)
+    x -= mean
+    count, dimension = x.shape
+    if count < 2:
+        raise UserError(f"{source}: {count} features, too few to learn a whitening from")
+    # The eigenvectors of the smaller of covariance and Gram matrix.
+    if dimension <= count:
+        values, vectors = np.linalg.eigh(x.T @ x / count)
+    else:
+        values, left = np.linalg.eigh(x @ x.T / count)
+        keep = values > 1e-12 * max(values[-1], 0)
+        values, vectors = values[keep], x.T @ (left[:, keep] / np.sqrt(count * values[keep]))
+    if not len(values) or values[-1] <= 1e-12:
+        raise UserError(f"{source}: all features are equal: nothing to learn a whitening from")
+    values, vectors = values[::-1][:size], vectors[:, ::-1][:, :size]
+    matrix = vectors * np.maximum(values, 1e-5 * values[0]) ** -power
+    return mean.astype(np.float32), matrix.astype(np.float32)
+
+
+def whitened(found, whitening):
+    """extraction.Features with their features whitened; None stays None."""
+    return found and found._replace(features=whiten(found.features, whitening))
+
+
+def whiten(features, whitening, source="--whiten"):
+    """features float [N, D] -> float32 [N, K] of length 1; as they are for None."""
+    if whitening is None:
+        return features
+    if features.shape[1] != len(whitening.mean):
+        raise UserError(f"{source}: of features of size {len(whitening.mean)}, these have {features.shape[1]}")
+    x = _unit(np.asarray(features, np.float32)) - whitening.mean
+    return _unit(x @ whitening.matrix)
+
+
+def _unit(x):
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def in_words(refinement, whitening):
+    """What was made of the features, for figures: "flip, whitened to 1024 (power 0.25)"; "" for nothing."""
+    words = [refinement.views] if refinement.views else []
+    if whitening:
+        words.append(f"whitened to {whitening.matrix.shape[1]} by {os.path.basename(refinement.whiten)}")
+    return ", ".join(words)
