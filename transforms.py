@@ -11,7 +11,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-MEAN_COLOR = (124, 116, 104)  # of ImageNet, RGB
+# RGB mean and standard deviation of ImageNet, of values in 0..1.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+MEAN_COLOR = (124, 116, 104)  # in 0..255
 MAX_PIXELS = 200_000_000  # 600 MB decoded; the largest telephones take so many
 
 

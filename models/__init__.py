@@ -14,6 +14,8 @@ MODELS = {
     "ResNet101": ("resnet", "ResNet", {"depth": 101}, 0.0),
     "ResNet152": ("resnet", "ResNet", {"depth": 152}, 0.0),
     "ResNet50_va": ("resnet", "ResNet", {"depth": 50, "stride_in_first": True}, 0.0),
+    "ResNet50_vd": ("resnet", "ResNet", {"depth": 50, "vd": True}, 0.0),
+    "SE_ResNeXt50_vd_32x4d": ("se_resnext", "SEResNeXt", {"depth": 50, "vd": True}, 0.5),
     "SE_ResNeXt50_32x4d": ("se_resnext", "SEResNeXt", {"depth": 50}, 0.5),
     "SE_ResNeXt101_32x4d": ("se_resnext", "SEResNeXt", {"depth": 101}, 0.5),
     "SE_ResNeXt152_32x4d": ("se_resnext", "SEResNeXt", {"depth": 152}, 0.5),
@@ -125,6 +127,7 @@ def add_model_arguments(parser):
         choices=list(MODELS),
         help=f"backbone (default: that of the checkpoint, else {DEFAULT_MODEL}); ResNet50_va is the "
         "original ResNet with stride 2 in the first 1x1 convolution of a stage, as Caffe and Keras weights want it; "
+        "_vd are PaddleClas' variants with three convolutions in the stem and averages in the shortcuts; "
         "ResNet8 and ResNet18 are for small pictures and trials",
     )
     group.add_argument(

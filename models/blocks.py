@@ -2,6 +2,7 @@
 
 import paddle
 import paddle.nn as nn
+import paddle.nn.functional as F
 
 from utility import UserError
 
@@ -27,21 +28,54 @@ class Conv1x1(nn.Conv2D):
         return product.reshape([-1, *channels_first.shape[1:]]).transpose([1, 0, 2, 3])
 
 
-def shortcut(in_channels, out_channels, stride):
-    """The identity, or a 1x1 convolution with batch norm where the block changes the shape."""
+def shortcut(in_channels, out_channels, stride, vd=False):
+    """The identity, or a 1x1 convolution with batch norm where the block changes the shape.
+
+    Args:
+        vd: True halves the resolution by an average beforehand, False by the convolution's stride.
+    """
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
+    if vd and stride > 1:
+        return Averaged(Conv1x1(in_channels, out_channels), nn.BatchNorm2D(out_channels))
     return nn.Sequential(Conv1x1(in_channels, out_channels, stride), nn.BatchNorm2D(out_channels))
 
 
+class Averaged(nn.Sequential):
+    """Layers behind a mean over each 2 x 2 positions, at an odd edge over what there is of them."""
+
+    def forward(self, x):
+        # Not super(), which Paddle 2.6 can't trace.
+        return nn.Sequential.forward(self, F.avg_pool2d(x, 2, 2, ceil_mode=True))
+
+
 class ResidualStages(nn.Layer):
-    """A network that is `stem` followed by the blocks of its `stages`; [N, 3, H, W] -> [N, out_channels, h, w].
+    """A network that is a stem followed by the blocks of its `stages`; [N, 3, H, W] -> [N, out_channels, h, w].
 
     Subclasses set `stages` (names of Sequentials of blocks) and `out_channels`; each block names in `last_norm` the
     batch norm that ends its residual branch.
     """
 
     recompute = False
+
+    def add_stem(self, widths):
+        """Adds what `stem` runs: conv1 of 7x7 for one width; of more, 3x3 ones called conv1, conv1_2, conv1_3.
+
+        The latter is of the _vd networks: He et al., Bag of Tricks, arXiv 1812.01187.
+        """
+        size, channels = 3 if len(widths) > 1 else 7, 3
+        self.stem_names = [("conv1", "bn1")] + [(f"conv1_{i}", f"bn1_{i}") for i in range(2, len(widths) + 1)]
+        for (conv, norm), width in zip(self.stem_names, widths):
+            stride = 2 if conv == "conv1" else 1
+            self.add_sublayer(conv, nn.Conv2D(channels, width, size, stride, padding=size // 2, bias_attr=False))
+            self.add_sublayer(norm, nn.BatchNorm2D(width))
+            channels = width
+        self.maxpool = nn.MaxPool2D(3, stride=2, padding=1)
+
+    def stem(self, x):
+        for conv, norm in self.stem_names:
+            x = F.relu(getattr(self, norm)(getattr(self, conv)(x)))
+        return self.maxpool(x)
 
     def blocks(self):
         return [block for name in self.stages for block in getattr(self, name)]

@@ -4,9 +4,7 @@ import paddle
 import paddle.nn as nn
 import paddle.nn.functional as F
 
-# RGB mean and standard deviation of ImageNet, of values in 0..1.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+from transforms import MEAN, STD
 
 
 class Pooling(nn.Layer):

@@ -39,7 +39,7 @@ class BottleneckBlock(nn.Layer):
 
     expansion = 4
 
-    def __init__(self, in_channels, width, stride, stride_in_first=False):
+    def __init__(self, in_channels, width, stride, stride_in_first=False, vd=False):
         super().__init__()
         out_channels = width * self.expansion
         first, second = (stride, 1) if stride_in_first else (1, stride)
@@ -49,7 +49,7 @@ class BottleneckBlock(nn.Layer):
         self.bn2 = nn.BatchNorm2D(width)
         self.conv3 = Conv1x1(width, out_channels)
         self.bn3 = nn.BatchNorm2D(out_channels)
-        self.downsample = shortcut(in_channels, out_channels, stride)
+        self.downsample = shortcut(in_channels, out_channels, stride, vd)
         self.last_norm = "bn3"
 
     def forward(self, x):
@@ -62,14 +62,17 @@ class ResNet(ResidualStages):
     """ImageNet ResNet of 18, 50, 101 or 152 layers: [N, 3, H, W] -> [N, C, H/32, W/32], H/16 with a last stride of 1.
 
     C is 512 for 18 layers and 2048 for the others.
+
+    Args:
+        stride_in_first: halve the resolution in a block's first convolution ("va").
+        vd: three 3x3 convolutions in the stem, and shortcuts that average where they halve the resolution.
+        last_stride: of the last stage.
     """
 
-    def __init__(self, depth, stride_in_first=False, last_stride=2):
+    def __init__(self, depth, stride_in_first=False, vd=False, last_stride=2):
         super().__init__()
         strides = (1, 2, 2, last_stride)
-        self.conv1 = nn.Conv2D(3, 64, 7, stride=2, padding=3, bias_attr=False)
-        self.bn1 = nn.BatchNorm2D(64)
-        self.maxpool = nn.MaxPool2D(3, stride=2, padding=1)
+        self.add_stem([32, 32, 64] if vd else [64])
         channels = 64
         for stage, blocks in enumerate(BLOCKS[depth]):
             layers = []
@@ -78,14 +81,11 @@ class ResNet(ResidualStages):
                 if depth < 50:
                     layers.append(BasicBlock(channels, width, stride))
                 else:
-                    layers.append(BottleneckBlock(channels, width, stride, stride_in_first))
+                    layers.append(BottleneckBlock(channels, width, stride, stride_in_first, vd))
                 channels = width * layers[-1].expansion
             self.add_sublayer(f"layer{stage + 1}", nn.Sequential(*layers))
         self.stages = ["layer1", "layer2", "layer3", "layer4"]
         self.out_channels = channels
-
-    def stem(self, x):
-        return self.maxpool(F.relu(self.bn1(self.conv1(x))))
 
 
 class CifarResNet(ResidualStages):

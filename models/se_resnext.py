@@ -18,7 +18,7 @@ REDUCTION = 16
 class SEBlock(nn.Layer):
     """Grouped bottleneck whose channels are weighted by a small network that sees the whole picture."""
 
-    def __init__(self, in_channels, width, stride):
+    def __init__(self, in_channels, width, stride, vd):
         super().__init__()
         out_channels = width * 2
         self.conv1 = Conv1x1(in_channels, width)
@@ -29,7 +29,7 @@ class SEBlock(nn.Layer):
         self.bn3 = nn.BatchNorm2D(out_channels)
         self.squeeze = nn.Linear(out_channels, out_channels // REDUCTION)
         self.excitation = nn.Linear(out_channels // REDUCTION, out_channels)
-        self.downsample = shortcut(in_channels, out_channels, stride)
+        self.downsample = shortcut(in_channels, out_channels, stride, vd)
         self.last_norm = "bn3"
 
     def forward(self, x):
@@ -45,22 +45,17 @@ class SEBlock(nn.Layer):
 class SEResNeXt(ResidualStages):
     """SE-ResNeXt of 50, 101 or 152 layers: [N, 3, H, W] -> [N, 2048, H/32, W/32]."""
 
-    def __init__(self, depth, last_stride=2):
+    def __init__(self, depth, vd=False, last_stride=2):
         super().__init__()
         strides = (1, 2, 2, last_stride)
-        self.conv1 = nn.Conv2D(3, 64, 7, stride=2, padding=3, bias_attr=False)
-        self.bn1 = nn.BatchNorm2D(64)
-        self.maxpool = nn.MaxPool2D(3, stride=2, padding=1)
-        channels = 64
+        self.add_stem([64, 64, 128] if vd else [64])
+        channels = 128 if vd else 64
         for stage, blocks in enumerate(BLOCKS[depth]):
             layers = []
             for i in range(blocks):
                 width = 128 * 2**stage
-                layers.append(SEBlock(channels, width, strides[stage] if i == 0 else 1))
+                layers.append(SEBlock(channels, width, strides[stage] if i == 0 else 1, vd))
                 channels = width * 2
             self.add_sublayer(f"layer{stage + 1}", nn.Sequential(*layers))
         self.stages = ["layer1", "layer2", "layer3", "layer4"]
         self.out_channels = channels
-
-    def stem(self, x):
-        return self.maxpool(F.relu(self.bn1(self.conv1(x))))

@@ -205,7 +205,10 @@ def test_broken_pickles_allocate_nothing(tmp_path, content):
     ("content", "wanted"),
     [
         (b"", "an empty file"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a text file, neither Paddle's .pdparams nor safetensors"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "a text file, neither Paddle's .pdparams, safetensors nor Keras' .h5",
+        ),
         (b"<!DOCTYPE html><html>404", "a web page, not weights"),
         (b"PK\x03\x04" + b"0" * 50, "a PyTorch or NumPy archive.*safetensors.torch.save_file"),
         (fluid_variable(np.ones(3, np.float32)), "one variable of a fluid model.*give the directory"),

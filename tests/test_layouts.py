@@ -18,10 +18,13 @@ from test_models import close, normalised, pictures, scramble
 
 import models
 import weights
+from utility import UserError
 from weights import layouts
 
 BLOCKS = {
     "ResNet50": (3, 4, 6, 3),
+    "ResNet50_vd": (3, 4, 6, 3),
+    "SE_ResNeXt50_vd_32x4d": (3, 4, 6, 3),
     "ResNet101": (3, 4, 23, 3),
     "ResNet152": (3, 8, 36, 3),
     "SE_ResNeXt50_32x4d": (3, 4, 6, 3),
@@ -57,7 +60,10 @@ def pytorch(*layer):
 def paddleclas_resnet(stage, block, number, layer):
     if layer == "head":
         return {"weight": "fc.weight", "bias": "fc.bias"}
-    at = "stem.0" if block is None else f"blocks.{number}.{layer if layer == 'short' else f'conv{layer - 1}'}"
+    if block is None:
+        at = f"stem.{int(str(layer)[-1]) - 1}"
+    else:
+        at = f"blocks.{number}.{layer if layer == 'short' else f'conv{layer - 1}'}"
     return _names(f"{at}.conv.weight", f"{at}.bn.")
 
 
@@ -70,11 +76,25 @@ def paddleclas_se_resnext(stage, block, number, layer):
     return _names(f"{at}._conv.weight", f"{at}._batch_norm.")
 
 
+def paddleclas_se_resnext_vd(stage, block, number, layer):
+    if block is None and layer != "head":
+        at = f"conv1_{str(layer)[-1]}"
+        return _names(f"{at}._conv.weight", f"{at}._batch_norm.")
+    return paddleclas_se_resnext(stage, block, number, layer)
+
+
 def every_layer(model):
     """(stage, block, number, layer, shape) of all layers; shape is the kernel's, or [inputs, outputs]."""
     se = model.startswith("SE")
-    yield None, None, None, 1, [64, 3, 7, 7]
-    inputs = 64
+    if "_vd" in model:
+        stem = [(1, 3), ("stem2", 32), ("stem3", 32)], [32, 32, 64]
+        stem = ([(1, 3), ("stem2", 64), ("stem3", 64)], [64, 64, 128]) if se else stem
+        for (layer, inputs), outputs in zip(*stem):
+            yield None, None, None, layer, [outputs, inputs, 3, 3]
+        inputs = outputs
+    else:
+        yield None, None, None, 1, [64, 3, 7, 7]
+        inputs = 64
     for number, (stage, block) in enumerate(NUMBERED[BLOCKS[model]]):
         width = (128 if se else 64) * 2**stage
         outputs = 256 * 2**stage
@@ -129,7 +149,10 @@ def forward(model, tensors, names, x, torch_linear=False):
         return x @ weight + w[name["bias"]]
 
     outside = (None, None, None)
-    x = F.max_pool2d(F.relu(conv(x, outside, 1, stride=2)), 3, 2, 1)
+    x = F.relu(conv(x, outside, 1, stride=2))
+    for layer in ("stem2", "stem3") if "_vd" in model else ():
+        x = F.relu(conv(x, outside, layer))
+    x = F.max_pool2d(x, 3, 2, 1)
     for number, (stage, block) in enumerate(NUMBERED[BLOCKS[model]]):
         at = (stage, block, number)
         stride = 2 if stage and block == 0 else 1
@@ -139,8 +162,22 @@ def forward(model, tensors, names, x, torch_linear=False):
         if se:
             s = F.sigmoid(linear(F.relu(linear(y.mean([2, 3]), at, "squeeze")), at, "excitation"))
             y = y * s.unsqueeze([2, 3])
-        x = F.relu(y + (conv(x, at, "short", stride) if block == 0 else x))
+        if block == 0 and "_vd" in model and stride == 2:
+            x = F.relu(y + conv(mean_of_four(x), at, "short"))
+        else:
+            x = F.relu(y + (conv(x, at, "short", stride) if block == 0 else x))
     return linear(x.mean([2, 3]), outside, "head")
+
+
+def mean_of_four(x):
+    """Of each 2 x 2 positions; at an odd edge, of those that there are."""
+    sums, counts = 0, 0
+    for y in (0, 1):
+        for z in (0, 1):
+            part = x[:, :, y::2, z::2]
+            missing = [0, (x.shape[3] + 1) // 2 - part.shape[3], 0, (x.shape[2] + 1) // 2 - part.shape[2]]
+            sums, counts = sums + F.pad(part, missing), counts + F.pad(paddle.ones_like(part), missing)
+    return sums / counts
 
 
 def loaded(path, model, class_dim=7, **options):
@@ -156,6 +193,8 @@ def loaded(path, model, class_dim=7, **options):
     [
         ("ResNet50", paddleclas_resnet, "PaddleClas ResNet50"),
         ("SE_ResNeXt50_32x4d", paddleclas_se_resnext, "PaddleClas SE_ResNeXt50_32x4d"),
+        ("ResNet50_vd", paddleclas_resnet, "PaddleClas ResNet50_vd"),
+        ("SE_ResNeXt50_vd_32x4d", paddleclas_se_resnext_vd, "PaddleClas SE_ResNeXt50_vd_32x4d"),
         ("ResNet50", paddleclas_se_resnext, "PaddleClas ResNet50"),  # its older dygraph models had such names, too
         ("ResNet50", pytorch, "torchvision/timm ResNet50"),
         ("SE_ResNeXt50_32x4d", pytorch, "torchvision/timm SE_ResNeXt50_32x4d"),
@@ -174,9 +213,9 @@ def test_a_network_gives_the_outputs_of_the_one_that_wrote_the_weights(tmp_path,
     network, line = loaded(path, model, head="must")
     count = len(tensors) - 2
     assert line == f"loaded {count} of {count} backbone tensors from {path} ({source}); head loaded: 7 classes"
-    image = pictures()
-    with paddle.no_grad():
-        close(network(paddle.to_tensor(image))[1], forward(model, tensors, names, normalised(image), torch))
+    for image in (pictures(), pictures()[:, :36, :52]):  # whose feature maps have odd sides
+        with paddle.no_grad():
+            close(network(paddle.to_tensor(image))[1], forward(model, tensors, names, normalised(image), torch))
 
 
 @pytest.mark.parametrize(
@@ -278,7 +317,7 @@ def fluid_2019_se_resnext(stage, block, number, layer):
     return _names(f"{at}_weights", f"{at}_bn_", ("scale", "offset", "mean", "variance"))
 
 
-@pytest.mark.parametrize("model", list(BLOCKS))
+@pytest.mark.parametrize("model", [model for model in BLOCKS if "_vd" not in model])
 def test_every_name_of_every_layout_and_depth(model):
     se = model.startswith("SE")
     given = fluid_2019_se_resnext if se else fluid_2019_resnet(deep="50" not in model)
@@ -324,3 +363,105 @@ def test_paddle_vision_and_float16_and_bfloat16(tmp_path):
     for name in ("conv1.weight", "layer3.4.bn2._variance"):
         wanted = brain[name].astype("float32").numpy()
         assert np.array_equal(network.state_dict()[f"backbone.{name}"].numpy(), wanted)
+
+
+# ---------------------------------------------------------------- Keras
+
+
+def keras_names(old):
+    """layer of a convolution -> its name, and that of its batch norm."""
+
+    def names(stage, block, part):
+        if stage is None:
+            return ("conv1", "bn_conv1") if old else ("conv1_conv", "conv1_bn")
+        if old:
+            at = f"{stage + 2}{'abcdef'[block]}_branch{'1' if part == 0 else '2' + 'abc'[part - 1]}"
+            return f"res{at}", f"bn{at}"
+        return tuple(f"conv{stage + 2}_block{block + 1}_{part}_{kind}" for kind in ("conv", "bn"))
+
+    return names
+
+
+def keras_layers():
+    """(stage, block, part, kernel's shape, stride) of ResNet50, whose stages halve in their first 1x1 convolution."""
+    yield None, None, 1, (7, 7, 3, 64), 2
+    inputs = 64
+    for stage, block in NUMBERED[BLOCKS["ResNet50"]]:
+        width, stride = 64 * 2**stage, 2 if stage and block == 0 else 1
+        if block == 0:
+            yield stage, block, 0, (1, 1, inputs, 4 * width), stride
+        yield stage, block, 1, (1, 1, inputs, width), stride
+        yield stage, block, 2, (3, 3, width, width), 1
+        yield stage, block, 3, (1, 1, width, 4 * width), 1
+        inputs = 4 * width
+
+
+def write_keras(path, old):
+    """A file of random weights as Keras writes them; -> {layer: {value: array}}."""
+    h5py = pytest.importorskip("h5py")
+    rng, layers, names = np.random.default_rng(0), {}, keras_names(old)
+    for stage, block, part, shape, _ in keras_layers():
+        conv, norm = names(stage, block, part)
+        bound = (6 / np.prod(shape[:3])) ** 0.5 / (100 if stage is None else 1)
+        layers[conv] = {"kernel": rng.uniform(-bound, bound, shape), "bias": rng.uniform(-0.3, 0.3, shape[3])}
+        layers[norm] = {
+            "gamma": rng.uniform(0.5, 1.5, shape[3]),
+            "beta": rng.uniform(-0.2, 0.2, shape[3]),
+            "moving_mean": rng.uniform(-0.2, 0.2, shape[3]),
+            "moving_variance": rng.uniform(0.01, 1.0, shape[3]),
+        }
+    layers["fc1000" if old else "predictions"] = {
+        "kernel": rng.uniform(-0.03, 0.03, (2048, 7)),
+        "bias": rng.uniform(-0.5, 0.5, 7),
+    }
+    words = {"kernel": "W", "bias": "b", "moving_mean": "running_mean", "moving_variance": "running_std"}
+    with h5py.File(path, "w") as file:
+        file.create_group("activation_1")
+        for layer, values in layers.items():
+            for value, array in values.items():
+                name = f"{layer}/{layer}_{words.get(value, value)}_1:0" if old else f"{layer}/{layer}/{value}:0"
+                file[name] = array.astype(np.float32)
+    return layers
+
+
+def keras_forward(layers, image, old):
+    """Keras' network restated: RGB uint8 [N, H, W, 3] -> logits."""
+    names, epsilon = keras_names(old), 1e-3 if old else 1.001e-5
+    strides = {(stage, block, part): stride for stage, block, part, _, stride in keras_layers()}
+
+    def conv(x, *at):
+        kernel, norm = (layers[name] for name in names(*at))
+        weight = paddle.to_tensor(kernel["kernel"].transpose(3, 2, 0, 1))
+        x = F.conv2d(x, weight, paddle.to_tensor(kernel["bias"]), strides[at], padding=weight.shape[2] // 2)
+        values = ("gamma", "beta", "moving_mean", "moving_variance")
+        gamma, beta, mean, variance = (paddle.to_tensor(norm[value]).reshape([1, -1, 1, 1]) for value in values)
+        return (x - mean) / (variance + epsilon).sqrt() * gamma + beta
+
+    bgr = image[..., ::-1].astype(np.float64) - (103.939, 116.779, 123.68)
+    x = F.max_pool2d(F.relu(conv(paddle.to_tensor(bgr.transpose(0, 3, 1, 2)), None, None, 1)), 3, 2, 1)
+    for stage, block in NUMBERED[BLOCKS["ResNet50"]]:
+        y = F.relu(conv(x, stage, block, 1))
+        y = conv(F.relu(conv(y, stage, block, 2)), stage, block, 3)
+        x = F.relu(y + (conv(x, stage, block, 0) if block == 0 else x))
+    head = layers["fc1000" if old else "predictions"]
+    return x.mean([2, 3]) @ paddle.to_tensor(head["kernel"]) + paddle.to_tensor(head["bias"])
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["2019", "2015"])
+def test_keras(tmp_path, old):
+    path = tmp_path / "resnet50.h5"
+    layers = write_keras(path, old)
+    network, line = loaded(path, "ResNet50_va", head="must")
+    assert line == f"loaded 265 of 265 backbone tensors from {path} (Keras ResNet50); head loaded: 7 classes"
+    with paddle.no_grad():
+        found, wanted = network(paddle.to_tensor(pictures()))[1].numpy(), keras_forward(layers, pictures(), old).numpy()
+    np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3 * np.abs(wanted).max())
+
+
+def test_keras_that_is_broken(tmp_path):
+    path = tmp_path / "resnet50.h5"
+    write_keras(path, False)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"resnet50\.h5: not readable as a file of Keras"):
+        weights.read_weights(str(path))

@@ -9,7 +9,7 @@ import paddle
 import pytest
 import safetensors.numpy
 from test_formats import fluid_variable
-from test_layouts import loaded, paddleclas_resnet, paddleclas_se_resnext, pytorch, random_weights
+from test_layouts import loaded, paddleclas_resnet, paddleclas_se_resnext_vd, pytorch, random_weights
 
 import models
 import weights
@@ -65,20 +65,25 @@ def test_another_network_of_paddle_vision(tmp_path, file, model, wanted):
 
 
 @pytest.mark.parametrize(
-    ("names", "deep_stem"),
+    ("model", "names", "other"),
     [
-        (paddleclas_resnet, "stem.{}.conv.weight"),
-        (paddleclas_se_resnext, "conv1_{}._conv.weight"),
-        (pytorch, "conv1.{}.weight"),
+        ("ResNet50_vd", paddleclas_resnet, "ResNet50"),
+        ("SE_ResNeXt50_vd_32x4d", paddleclas_se_resnext_vd, "SE_ResNeXt50_32x4d"),
+        ("ResNet50", paddleclas_resnet, "ResNet50_vd"),
     ],
 )
-def test_vd_variants_are_guessed(tmp_path, names, deep_stem):
-    tensors = random_weights("ResNet50", names)
-    tensors.pop(names(None, None, None, 1)["kernel"])
-    tensors.update({deep_stem.format(i): np.zeros((32, 3, 3, 3), np.float32) for i in range(3)})
+def test_vd_variants_are_told_apart(tmp_path, model, names, other):
+    safetensors.numpy.save_file(random_weights(model, names), str(tmp_path / "w.safetensors"))
+    assert refusal(tmp_path / "w.safetensors", other).endswith(f"the file is a {model}: take --model={model}")
+
+
+def test_a_deep_stem_of_unknown_names(tmp_path):
+    tensors = random_weights("ResNet50", pytorch)
+    tensors.pop(pytorch(None, None, None, 1)["kernel"])
+    tensors.update({f"conv1.{i}.weight": np.zeros((32, 3, 3, 3), np.float32) for i in range(3)})
     safetensors.numpy.save_file(tensors, str(tmp_path / "vd.safetensors"))
     message = refusal(tmp_path / "vd.safetensors", "ResNet50")
-    assert message.endswith("a variant with three convolutions in its stem, such as _vd, which no model here has")
+    assert message.endswith("a variant with three convolutions in its stem under names that are not known here")
     network = models.build_model("ResNet50", 7)
     line = weights.load_weights(
         network, weights.read_weights(str(tmp_path / "vd.safetensors")), "ResNet50", allow_partial=True

@@ -24,7 +24,8 @@ def add_weight_arguments(parser):
         default="",
         help="weights to start from: a checkpoint directory of train.py (such as output/ResNet50/best); a .pdparams "
         "file of paddle.vision or PaddleClas, with or without the suffix; a directory of fluid's save_vars with one "
-        "file a variable; a .safetensors file with the names of torchvision or timm; or imagenet: the official "
+        "file a variable; a .safetensors file with the names of torchvision or timm; an .h5 "
+        "file of Keras' ResNet50 (with h5py); or imagenet: the official "
         "ImageNet file of --model, downloaded once. Where a stage halves the resolution cannot be seen in a file: "
         "Caffe and Keras do it in the first 1x1 convolution (va: --model=ResNet50_va); paddle.vision, PaddleClas, "
         "torchvision, timm and Paddle's own fluid models in the 3x3 (vb: --model=ResNet50). The wrong one loads "

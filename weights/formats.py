@@ -18,13 +18,15 @@ from utility import UserError
 
 
 def read_tensors(path):
-    """The arrays of one file, which is recognised by its first bytes: Paddle's pickle or safetensors.
+    """The arrays of one file, which is recognised by its first bytes: Paddle's pickle, safetensors or Keras' HDF5.
 
     Returns: {name: np.ndarray}
     Raises: UserError where it is neither, broken, or holds anything but plain data.
     """
     with _opened(path) as file:
         start = file.read(512)
+    if start[:8] == b"\x89HDF\r\n\x1a\n":
+        return read_hdf5(path)
     if start[:1] == b"\x80":
         return read_pickle(path)
     # 8 bytes with the length of a header in JSON. Its highest bytes are 0, or it would be longer than any disk.
@@ -52,7 +54,7 @@ def _guess(start):
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page, not weights: the download went wrong"
     what = "a text file" if all(byte >= 32 or byte in b"\t\n\r\f" for byte in start) else "an unknown format"
-    return f"{what}, neither Paddle's .pdparams nor safetensors"
+    return f"{what}, neither Paddle's .pdparams, safetensors nor Keras' .h5"
 
 
 def _opened(path):
@@ -378,3 +380,37 @@ def read_fluid_directory(path, names):
     """{variable name: array} of those files in the directory `path` whose names the regular expression matches."""
     files = {name: os.path.join(path, name) for name in sorted(os.listdir(path)) if names.fullmatch(name)}
     return {name: read_fluid_variable(file) for name, file in files.items() if os.path.isfile(file)}
+
+
+# ---------------------------------------------------------------- HDF5 of Keras: .h5
+
+_KERAS_VALUE = re.compile(
+    r"(?:.*_)?(kernel|gamma|beta|moving_mean|moving_variance|running_mean|running_std|bias|W|b)(?:_\d)?(?::0)?"
+)
+
+
+def read_hdf5(path):
+    """The weights in a file of Keras: {"<layer>/<value>": array}, such as "conv1_conv/kernel".
+
+    Raises: UserError without h5py, or where the file is broken.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise UserError(f"{path}: a file of Keras, which is read with h5py: pip install h5py") from None
+    found, size = {}, os.path.getsize(path)
+
+    def add(name, item):
+        layer = name.removeprefix("model_weights/").split("/")[0]
+        value = _KERAS_VALUE.fullmatch(name.rsplit("/", 1)[-1])
+        if isinstance(item, h5py.Dataset) and value and item.dtype.kind == "f":
+            if item.size * item.dtype.itemsize > size:
+                raise ValueError(f"{plain(name)} is larger than the file")
+            found[f"{layer}/{value[1]}"] = item[()]
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(add)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"{path}: not readable as a file of Keras: {plain(error)}") from None
+    return found

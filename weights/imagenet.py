@@ -18,6 +18,8 @@ _CLAS = "https://paddle-imagenet-models-name.bj.bcebos.com/dygraph"
 IMAGENET = {
     "ResNet18": Official(f"{_VISION}/resnet18.pdparams", "cf548f46534aa3560945be4b95cd11c4"),
     "ResNet50": Official(f"{_VISION}/resnet50.pdparams", "ca6f485ee1ab0492d38f323885b0ad80"),
+    "ResNet50_vd": Official(f"{_CLAS}/legendary_models/ResNet50_vd_ssld_pretrained.pdparams", None),
+    "SE_ResNeXt50_vd_32x4d": Official(f"{_CLAS}/SE_ResNeXt50_vd_32x4d_pretrained.pdparams", None),
     "ResNet101": Official(f"{_VISION}/resnet101.pdparams", "02f35f034ca3858e1e54d4036443c92d"),
     "ResNet152": Official(f"{_VISION}/resnet152.pdparams", "7ad16a2f1e7333859ff986138630fd7a"),
     "SE_ResNeXt50_32x4d": Official(f"{_CLAS}/SE_ResNeXt50_32x4d_pretrained.pdparams", None),

@@ -3,13 +3,16 @@
 Every layout below is the same network under other names: a stem, blocks of up to three convolutions with batch norm and
 a shortcut, in SE blocks two linear layers, and a linear head. The names are facts about the files that people have:
 paddle.vision.models.resnet50, PaddleClas (`legendary_models` and the older dygraph ones), the fluid programs of
-PaddlePaddle/models in 2018 (names generated in the order of creation) and 2019 (names given), torchvision, timm.
+PaddlePaddle/models in 2018 (names generated in the order of creation) and 2019 (names given), torchvision, timm,
+and ResNet50 of Keras.
 """
 
 import collections
 import re
 
 import numpy as np
+
+from transforms import MEAN, STD
 
 # What a file is: who wrote it, {our name: array}, names without a meaning here, and what a reader should know if the
 # weights turn out not to fit.
@@ -22,18 +25,21 @@ _VALUES = {
     "weight": "weight", "weights": "weight", "scale": "weight", "w_0": "weight",
     "bias": "bias", "offset": "bias", "b_0": "bias",
     "_mean": "_mean", "running_mean": "_mean", "mean": "_mean",
+    "kernel": "weight", "W": "weight", "gamma": "weight", "b": "bias", "beta": "bias", "moving_mean": "_mean",
+    "moving_variance": "_variance", "running_std": "_variance",  # of old Keras, which holds variances
     "_variance": "_variance", "running_var": "_variance", "variance": "_variance",
 }  # fmt: skip
 # Which of the convolutions 1, 2, 3 of a block; 0 is the shortcut's. The stem has one.
 _PARTS = {
-    None: 1, "1": 1, "2": 2, "3": 3, "conv0": 1, "conv1": 2, "conv2": 3, "x1": 1, "x2": 2, "x3": 3,
+    None: 1, "0": 0, "1": 1, "2": 2, "3": 3, "conv0": 1, "conv1": 2, "conv2": 3, "x1": 1, "x2": 2, "x3": 3,
     "branch2a": 1, "branch2b": 2, "branch2c": 3, "branch1": 0, "short": 0, "downsample": 0, "prj": 0,
 }  # fmt: skip
 _SE = {"squeeze": "squeeze", "fc1": "squeeze", "sqz": "squeeze", "excitation": "excitation", "fc2": "excitation",
        "exc": "excitation"}  # fmt: skip
 
-# sign: a name that only this layout has. Groups of the patterns: stage and block (counted from `first`), or `through`
-# for blocks numbered across the stages; part, bn (present: a batch norm), se, head; value.
+# sign: a name that only this layout has. Groups of the patterns: stage and block, or `through` for blocks numbered
+# across the stages; stem, which of its convolutions; part, bn (present: a batch norm), se, head; value. first: what
+# stages, blocks and, where there are several, the stem's convolutions are counted from.
 _Layout = collections.namedtuple("_Layout", "writer sign first patterns")
 _BN = r"(?P<value>weight|bias|_mean|_variance|running_mean|running_var)"
 _FLUID_BN = r"(?P<value>scale|offset|mean|variance)"
@@ -50,19 +56,19 @@ _LAYOUTS = (
     _Layout(
         "PaddleClas",
         r"blocks\.0\.conv0\.conv\.weight",
-        (1, 0),
+        (1, 0, 0),
         (
-            rf"(?:stem\.0|blocks\.(?P<through>\d\d?\d?)\.(?P<part>conv\d|short))\.(?:conv|(?P<bn>bn))\.{_BN}",
+            rf"(?:stem\.(?P<stem>[012])|blocks\.(?P<through>\d\d?\d?)\.(?P<part>conv\d|short))\.(?:conv|(?P<bn>bn))\.{_BN}",
             r"(?P<head>fc)\.(?P<value>weight|bias)",
         ),
     ),
     _Layout(
         "PaddleClas",
         r"bb_0_0\.conv0\._conv\.weight",
-        (0, 0),
+        (0, 0, 1),
         (
-            r"(?:conv|bb_(?P<stage>\d)_(?P<block>\d\d?\d?)\.(?P<part>conv\d|short))\.(?:_conv|(?P<bn>_batch_norm))\."
-            + _BN,
+            r"(?:conv|conv1_(?P<stem>[123])|bb_(?P<stage>\d)_(?P<block>\d\d?\d?)\.(?P<part>conv\d|short))\."
+            rf"(?:_conv|(?P<bn>_batch_norm))\.{_BN}",
             r"bb_(?P<stage>\d)_(?P<block>\d\d?\d?)\.scale\.(?P<se>squeeze|excitation)\.(?P<value>weight|bias)",
             r"(?P<head>out)\.(?P<value>weight|bias)",
         ),
@@ -88,6 +94,39 @@ _LAYOUTS = (
         ),
     ),
 )
+# Layer and value in Keras' HDF5 files, and what its batch norm adds to a variance.
+_KERAS_BN = r"(?P<value>gamma|beta|moving_mean|moving_variance|running_mean|running_std)"
+_KERAS_CONV = r"(?P<value>kernel|bias|W|b)"
+_KERAS = {
+    "Keras": (
+        _Layout(
+            "Keras",
+            r"conv2_block1_1_conv/kernel",
+            (2, 1),
+            (
+                rf"(?:conv1|conv(?P<stage>\d)_block(?P<block>\d\d?)_(?P<part>\d))_conv/{_KERAS_CONV}",
+                rf"(?:conv1|conv(?P<stage>\d)_block(?P<block>\d\d?)_(?P<part>\d))_(?P<bn>bn)/{_KERAS_BN}",
+                rf"(?P<head>probs|predictions)/{_KERAS_CONV}",
+            ),
+        ),
+        1.001e-5,
+    ),
+    "old Keras": (
+        _Layout(
+            "Keras",
+            r"res2a_branch2a/(?:kernel|W)",
+            (2, 0),
+            (
+                rf"(?:conv1|res(?P<stage>\d)(?P<block>[a-z])_(?P<part>branch\w+))/{_KERAS_CONV}",
+                rf"(?P<bn>bn)(?:_conv1|(?P<stage>\d)(?P<block>[a-z])_(?P<part>branch\w+))/{_KERAS_BN}",
+                rf"(?P<head>fc1000)/{_KERAS_CONV}",
+            ),
+        ),
+        1e-3,
+    ),
+}
+# What Keras subtracts from the RGB values 0..255 of a picture; it takes them as BGR.
+_KERAS_MEAN = (123.68, 116.779, 103.939)
 _PARTS_HERE = ("backbone", "pool", "embedding", "head")
 _OWN = r"backbone\.conv1\.weight"
 _GENERATED = r"conv2d_\d+\.w_0"
@@ -128,6 +167,10 @@ def _rename(tensors):
         return Renamed("this project", ours, [name for name in tensors if name not in ours], "")
     if _has(tensors, _GENERATED):
         return _from_generated(tensors)
+    for layout, epsilon in _KERAS.values():
+        if _has(tensors, layout.sign):
+            renamed = _from_layout(tensors, layout)
+            return renamed._replace(tensors=_from_keras(renamed.tensors, epsilon))
     layout = next((layout for layout in _LAYOUTS if _has(tensors, layout.sign)), None)
     return _from_layout(tensors, layout) if layout else None
 
@@ -154,7 +197,7 @@ def _from_layout(tensors, layout):
     if layout.writer == "torchvision/timm":
         found = {name: _from_torch(name, value, found) for name, value in found.items()}
     deep = any(_DEEP_STEM.fullmatch(name) for name in unused)
-    hint = "the file is a variant with three convolutions in its stem, such as _vd, which no model here has"
+    hint = "the file is a variant with three convolutions in its stem under names that are not known here"
     return Renamed(layout.writer, found, unused, hint if deep else "")
 
 
@@ -188,9 +231,40 @@ def _own_name(groups, first, stages):
     part = _PARTS.get(groups.get("part"))
     if part is None:
         return None
+    if groups.get("stem"):  # counted from 0 or, in conv1_1, from 1
+        number = int(groups["stem"]) + (1 - first[2])
+        part = part if number == 1 else f"1_{number}"
     if part == 0:
         return f"{prefix}downsample.{1 if groups.get('bn') else 0}.{value}"
     return f"{prefix}{'bn' if groups.get('bn') else 'conv'}{part}.{value}"
+
+
+def _from_keras(found, epsilon):
+    """Keras' convolutions have biases and another memory order, its batch norm another epsilon, its pictures another
+    scale: all of that goes into kernels and statistics, so that the outputs are the same.
+
+    Only where the first convolution reaches beyond the edge, its mean (123.68 for 123.675) is another.
+    """
+    tensors = {}
+    for name, value in found.items():
+        layer, _, what = name.rpartition(".")
+        value = np.asarray(value, np.float64)
+        if what == "_variance":
+            value = value + epsilon - 1e-5
+        elif what == "_mean":
+            conv = layer.replace("downsample.1", "downsample.0").replace(".bn", ".conv")
+            value = value - found.get(f"{conv}.bias", 0.0)
+        elif value.ndim == 4:
+            value = value.transpose(3, 2, 0, 1)
+        if not (what == "bias" and re.search(r"\.(conv\d|downsample\.0)$", layer)):
+            tensors[name] = value
+    first, mean = "backbone.conv1.weight", "backbone.bn1._mean"
+    if first in tensors and mean in tensors:
+        kernel = tensors[first][:, ::-1]  # of RGB
+        rest = 255 * np.array(MEAN) - _KERAS_MEAN
+        tensors[mean] = tensors[mean] - np.einsum("ochw,c->o", kernel, rest)
+        tensors[first] = kernel * (255 * np.array(STD))[:, None, None]
+    return {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
 
 
 def _from_torch(name, value, found):
@@ -276,9 +350,10 @@ def architecture(tensors):
     if depth is None or not group or width % group:
         return None
     name = "SE_" if "backbone.layer1.0.squeeze.weight" in tensors else ""
+    vd = "_vd" if "backbone.conv1_2.weight" in tensors else ""
     if width > group:
-        return f"{name}ResNeXt{depth}_{width // group}x{group}d"
-    return f"{name}ResNet{depth}" if width == 64 else f"wide {name}ResNet{depth}"
+        return f"{name}ResNeXt{depth}{vd}_{width // group}x{group}d"
+    return f"{name}ResNet{depth}{vd}" if width == 64 else f"wide {name}ResNet{depth}{vd}"
 
 
 def dtype_name(array):
