@@ -185,6 +185,26 @@ def test_values_that_other_libraries_give():
     assert value(with_proxies(W3, scale=1.0), E3[:2], [0, 1]) == near(1.401991049836274, rel=1e-6)
 
 
+def test_pytorch_metric_learning_gives_the_same():
+    """Where it is installed: a second opinion on random embeddings."""
+    others = pytest.importorskip("pytorch_metric_learning.losses")
+    torch = pytest.importorskip("torch")
+    label = [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    x = embeddings(label)
+    for ours, theirs in (
+        (build("contrastiveloss"), others.ContrastiveLoss()),
+        (MultiSimilarityLoss(None, 50.0), others.MultiSimilarityLoss()),
+        (build("supconloss"), others.SupConLoss()),
+        (build("circleloss"), others.CircleLoss()),
+    ):
+        y = torch.tensor(x, requires_grad=True)
+        wanted = theirs(y, torch.tensor(label))
+        wanted.backward()
+        found, gradient = value_and_gradient(ours, x, label)
+        assert found == pytest.approx(wanted.item(), rel=1e-5), theirs
+        np.testing.assert_allclose(gradient, y.grad.numpy(), rtol=1e-3, atol=1e-5, err_msg=str(theirs))
+
+
 def test_marginloss_and_the_gradient_of_its_boundary():
     """Of all triplets of T4 two terms are above 0, both of this value; the draw takes at least one of them."""
     loss = build("marginloss")
