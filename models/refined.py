@@ -35,12 +35,13 @@ class Refined(nn.Layer):
         return f"flip={self.flip}, scales={self.scales}, join={self.join}, whitens={self.whitens}"
 
     def forward(self, image):
+        image = image.astype("float32")  # before its shape is asked for: 2.6 traces that for floats alone
         height, width = image.shape[1:3]
         sizes, scores = [], []
         for scale in self.scales:
-            x = image.astype("float32")
+            x = image
             if scale != 1:
-                x = resize(x, max(1, round(height * scale)), max(1, round(width * scale)))
+                x = resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
             views = [self.network(view) for view in ([x, x.flip(axis=[2])] if self.flip else [x])]
             sizes.append(sum(F.normalize(embedding, axis=1) for embedding, _ in views))
             scores += [logits for _, logits in views if logits is not None]
