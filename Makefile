@@ -37,6 +37,7 @@ test-2.6:
 	.venv-2.6/bin/python -m pytest -n 2 tests/test_scripts.py tests/test_bad_input.py tests/test_layouts.py \
 		tests/test_formats.py tests/test_load.py tests/test_models.py tests/test_faults.py tests/test_continue.py \
 		tests/test_losses.py tests/test_pair_losses.py tests/test_recipe.py tests/test_refine.py tests/test_parallel.py \
+		tests/test_disks.py tests/test_pictures.py tests/test_home.py \
 		tests/test_objective.py tests/test_optimizers.py tests/test_run.py tests/test_engine.py tests/test_export.py
 
 soak: $(VENV)/installed-dev

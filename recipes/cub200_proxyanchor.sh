@@ -1,5 +1,5 @@
 #!/bin/sh
-# Proxy-Anchor on normed features, without a head loss: what pays most in few minutes.
+# Proxy-Anchor on normed features, without a head loss.
 #
 #     DATA=lists WEIGHTS=ResNet50_va.pdparams MODEL=ResNet50_va TRANSFORM=resize PROCESSES=2 sh recipes/cub200_proxyanchor.sh
 #

@@ -4,7 +4,7 @@
 #     DATA=lists WEIGHTS=ResNet50_va.pdparams MODEL=ResNet50_va TRANSFORM=resize PROCESSES=2 sh recipes/cub200_triplet.sh
 #
 # Data: box-cropped CUB-200 (2010), easier than the full pictures of the published table. Weights: ImageNet ResNet50_va.
-# One seed, last epoch, tested at 224 pixels on classes 101-200, 2,048 dimensions. 2 cores of an AMD EPYC: 23 minutes.
+# One seed, last epoch, tested at 224 pixels on classes 101-200, 2,048 dimensions. 2 cores of an AMD EPYC: 24 minutes.
 # To expect:
 #     recall@1 66.4, @2 75.8, @4 84.5, @8 90.8, MAP@R 22.8
 # Without the metric loss: cub200_softmax.sh. common.sh says what the environment sets, docs/results.md compares.

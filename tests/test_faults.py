@@ -62,8 +62,8 @@ def assert_same_run(folder, other, name):
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
-def test_ten_kills_change_nothing(birds, tmp_path, optimizer):
-    """Five kills for each optimizer at random moments, most of them near a save, for every step is saved."""
+def test_twenty_kills_change_nothing(birds, tmp_path, optimizer):
+    """Ten kills for each optimizer at random moments, most of them near a save, for every step is saved."""
     flags = [
         f"--optimizer={optimizer}",
         "--num_epochs=14",
@@ -76,7 +76,7 @@ def test_ten_kills_change_nothing(birds, tmp_path, optimizer):
     assert process.wait() == 0, process.stderr.read()
     rng = random.Random(optimizer)
     kills = 0
-    while kills < 5:
+    while kills < 10:
         process = start(birds, tmp_path / "killed", *flags, "--save_every=1", "--checkpoint=auto")
         assert wait_for_steps(process, rng.randint(1, 8)), process.stderr.read()
         time.sleep(rng.uniform(0, 0.05))
