@@ -1,8 +1,8 @@
 """From nothing to recall@1 on unseen classes in a few minutes: draws the sample birds, measures the untrained network,
 trains it, measures it again, writes features, and says where everything is. `make quickstart` runs this.
 
-Each command is printed before it runs; they are what one would type by hand. It takes about four minutes, in which
-recall@1 rises from about 20 % to 72-75 %, depending on the seed; well below 70 %, something is wrong.
+Each command is printed before it runs; they are what one would type by hand. It takes three to seven minutes, in which
+recall@1 rises from about 20 % to 72-76 %, depending on the seed; well below 70 %, something is wrong.
 """
 
 import json

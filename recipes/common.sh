@@ -9,7 +9,7 @@
 # A recipe that was ended goes on when it is started again.
 
 recipe=$(basename "$0" .sh)
-root=$(dirname "$0")/..
+root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python}
 data=${DATA:-$root/data}
 weights=${WEIGHTS:-imagenet}

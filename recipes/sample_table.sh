@@ -6,7 +6,7 @@
 # Draws 96 species, trains each cell for 20 epochs from random weights at 64 pixels, and prints recall@1 on the 48 species
 # that training never saw, beside the untrained networks'. Not measured yet. Runs that were ended go on when it is
 # started again. From the environment: PROCESSES (1), PYTHON (python), OUTPUT (output_recipes/sample_table).
-root=$(dirname "$0")/..
+root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python}
 processes=${PROCESSES:-1}
 output=${OUTPUT:-output_recipes/sample_table}
