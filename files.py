@@ -1,6 +1,8 @@
 """Everything that creates, replaces, extends, cuts or deletes files, under one rule:
 
-    only what is proved to be ours, and of which nothing is lost.
+    only what is proved to be ours, and of which nothing is lost;
+
+and the way in which files are read that somebody else may have made.
 
 What is ours the caller says, by the names that a folder of ours holds or by what a file of ours contains. What can't be
 proved stays, and is named. A link is never followed to what is deleted, cut or extended.
@@ -9,14 +11,57 @@ proved stays, and is named. A link is never followed to what is deleted, cut or 
 import contextlib
 import errno
 import itertools
+import json
 import os
 import shutil
+import stat
 import tempfile
 
 from utility import UserError
 
 # What a file system says that can't do something, as against one that is full or broken.
 CANNOT = {errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EXDEV}
+
+# ---------------------------------------------------------------- read
+
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+MOST_JSON = 2**26  # bytes; the labels of a million classes are an eighth of that
+
+
+def open_file(path, most=None):
+    """Opens a file, or a link to one, to read its bytes. What is no file could have us wait, or read, for ever.
+
+    Args:
+        most: bytes that it may have; None: any number.
+
+    Raises: OSError, also for a folder, pipe, socket or device, and for a file that is too long; ValueError where no
+        file can have such a name.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, descriptor)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
+            raise OSError(errno.EINVAL, f"{kind}, not a file", path)
+        if most is not None and status.st_size > most:
+            raise OSError(errno.EFBIG, f"{status.st_size} bytes, more than the {most} that are read", path)
+        stack.pop_all()
+        return open(descriptor, "rb")
+
+
+def read_json(path):
+    """The content of a JSON file. Raises: OSError; ValueError where it is none, or too deeply nested to be read."""
+    with open_file(path, MOST_JSON) as file:
+        try:
+            return json.load(file, parse_constant=_no_number)
+        except RecursionError:
+            raise ValueError("too deeply nested") from None
+
+
+def _no_number(name):
+    raise ValueError(f"{name} is no number of JSON")
+
 
 # ---------------------------------------------------------------- create and replace
 
@@ -210,8 +255,8 @@ def remove_folder(path, ours):
 def holds(path, content):
     """Whether `path` is a file, or a link to one, with exactly these bytes."""
     try:
-        with open(path, "rb") as file:
-            return file.read() == content
+        with open_file(path) as file:
+            return os.fstat(file.fileno()).st_size == len(content) and file.read() == content
     except OSError:
         return False
 

@@ -80,7 +80,7 @@ def print_arguments(flags):
     """Prints the flags in force, {name: value}, as the original scripts did."""
     print("-----------  Configuration Arguments -----------")
     for name, value in sorted(flags.items()):
-        print(f"{name}: {value}")
+        print(f"{name}: {plain(value, 1000)}")
     print("------------------------------------------------", flush=True)
 
 
@@ -88,6 +88,17 @@ def fill(record, args, **values):
     """Makes a record, a dataclass, of those flags in `args` (a Namespace) that it has; `values` override them."""
     names = [field.name for field in dataclasses.fields(record)]
     return record(**{**{name: getattr(args, name) for name in names if hasattr(args, name)}, **values})
+
+
+def plain(text, most=200):
+    """Text from outside, such as a file's name, fit for one line on a terminal: what a terminal would obey is escaped,
+    and of more than about `most` characters the middle is left out."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in _ends(str(text), most))
+    return _ends(text, most)
+
+
+def _ends(text, most):
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[len(text) - most // 2 :]}"
 
 
 def duration(seconds):

@@ -16,7 +16,7 @@ import time
 import warnings
 
 from runtime import gpu, parallel
-from utility import UserError
+from utility import UserError, plain
 
 
 class Stopped(Exception):
@@ -35,12 +35,13 @@ def run_script(main):
         sys.stdout.flush()
         parallel.end()
     except UserError as error:
-        parallel.fail(str(error))
-        print(f"error: {error}", file=sys.stderr)
+        message = plain(error, 2000)  # one line, whatever names are in it
+        parallel.fail(message)
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     except Stopped as error:
         parallel.end()
-        print(error, file=sys.stderr)
+        print(plain(error, 2000), file=sys.stderr)
         sys.exit(error.status)
     except RuntimeError:
         # A collective fails where another process has died, which explains it better than a traceback.
@@ -57,7 +58,7 @@ def run_script(main):
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
         # The disk under the output: not a bug of ours, and no message of ours has reached it.
-        print(f"error: {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
+        print(f"error: {plain(error.filename or 'the output', 1000)}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
 
 

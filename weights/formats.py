@@ -12,7 +12,8 @@ import re
 
 import numpy as np
 
-from utility import UserError
+import files
+from utility import UserError, plain
 
 # ---------------------------------------------------------------- any file
 
@@ -59,7 +60,7 @@ def _guess(start):
 
 def _opened(path):
     try:
-        return open(path, "rb")
+        return files.open_file(path)
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror}") from None
 
@@ -82,12 +83,6 @@ def _array(data, dtype, shape):
     if any(length < 0 for length in shape) or size != len(data):
         raise ValueError(f"shape {list(shape)} does not fit {len(data)} bytes of {np.dtype(dtype).name}")
     return np.frombuffer(data, dtype).reshape(shape)
-
-
-def plain(text):
-    """Text out of a file, fit for one line on a terminal: control characters escaped, and not endless."""
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def bfloat16_to_float32(bits):

@@ -7,10 +7,10 @@ import os
 import numpy as np
 
 import models
-from utility import UserError
+from utility import UserError, plain
 from weights import layouts
 from weights.checkpoint import DESCRIPTION, EMA_FILE, WEIGHTS_FILE, read_description, resolve
-from weights.formats import bfloat16_to_float32, plain, read_fluid_directory, read_tensors
+from weights.formats import bfloat16_to_float32, read_fluid_directory, read_tensors
 from weights.imagenet import imagenet_file
 
 # tensors: {name here: array as in the file}; state: what train.py stored beside them, or None; source: a few words on
