@@ -24,7 +24,6 @@ CANNOT = {errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSU
 
 # ---------------------------------------------------------------- read
 
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 MOST_JSON = 2**26  # bytes; the labels of a million classes are an eighth of that
 
 
@@ -41,8 +40,10 @@ def open_file(path, most=None):
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, descriptor)
         status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         if not stat.S_ISREG(status.st_mode):
-            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
+            kind = "a pipe" if stat.S_ISFIFO(status.st_mode) else "a device"
             raise OSError(errno.EINVAL, f"{kind}, not a file", path)
         if most is not None and status.st_size > most:
             raise OSError(errno.EFBIG, f"{status.st_size} bytes, more than the {most} that are read", path)

@@ -23,7 +23,7 @@ import utility
 import weights
 from retrieval import engine, export, extraction, refine
 from runtime import parallel, process
-from utility import UserError, boolean, number
+from utility import UserError, boolean, number, plain
 
 
 def parse_args():
@@ -152,7 +152,7 @@ class Scores:
             logits = logits[:, : len(self.labels)]  # a wider head has outputs that stand for no label
         for index, score, best in zip(picture_index, logits.max(axis=1), logits.argmax(axis=1)):
             label = best if self.labels is None else self.labels[best]
-            print(f"Test-{self.done}-score: [{score:.6f}], class [{label}], {self.samples.paths[index]}")
+            print(f"Test-{self.done}-score: [{score:.6f}], class [{label}], {plain(self.samples.paths[index], 1000)}")
             self.done += 1
 
 

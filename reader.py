@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import io
 import itertools
 import os
 import re
@@ -20,12 +21,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
+import files
 import sampler
 import transforms
 from runtime import parallel
 from runtime.process import cpu_count
 from transforms import MAX_PIXELS, TEST_TRANSFORMS, BadImage
-from utility import UserError, boolean, number
+from utility import UserError, boolean, number, plain
 
 # paths: list of str. labels: int64 [N], or None where there are none. source, lines: the list file and, for each
 # picture, its line there (None, None for pictures named on the command line). Several inputs in one have no source, and
@@ -36,6 +38,7 @@ Samples = collections.namedtuple("Samples", "paths labels source lines")
 # first time. B is 0 where a batch has no good picture.
 Batch = collections.namedtuple("Batch", "image label index bad", defaults=[()])
 
+MOST_LINE = 2**16  # characters of a line in a list
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
@@ -70,15 +73,11 @@ def read_list(path, data_dir=None, need_labels=True):
     if os.path.isdir(path):
         raise UserError(f"{path}: a folder, not a list file: data/split.py writes lists for a folder of images")
     try:
-        # utf-8-sig: editors on Windows begin files with a byte order mark.
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            text = file.read()
-        if text[:2] in ("\udcff\udcfe", "\udcfe\udcff"):
-            raise UserError(f"{path}: is in UTF-16, as PowerShell writes it: save it as UTF-8")
-        rows = [(line, row.strip()) for line, row in enumerate(text.split("\n"), 1) if row.strip()]
-    except OSError as error:
+        rows = [(line, row) for line, row in _rows(path) if row]
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{path}: cannot read this list file: {error.strerror} (data/split.py writes one for a folder of images; "
+            f"{path}: cannot read this list file: {why} (data/split.py writes one for a folder of images; "
             "data/download_cub200.sh fetches CUB-200, data/make_sample.py draws a small sample)"
         ) from None
     if not rows:
@@ -91,43 +90,80 @@ def read_list(path, data_dir=None, need_labels=True):
     for line, row in rows:
         fields = row.rsplit(None, 1)
         if len(fields) < 2:
-            raise UserError(f"{path}:{line}: no label on this line: expected '<path> <label>', found {row!r}")
+            raise UserError(f"{path}:{line}: no label on this line: expected '<path> <label>', found '{plain(row)}'")
         if not re.fullmatch(r"[+-]?[0-9]{1,1000}", fields[1]):  # int() would take 1_0, too
-            raise UserError(f"{path}:{line}: the label {fields[1]!r} is no integer")
+            raise UserError(f"{path}:{line}: the label '{plain(fields[1])}' is no integer")
         label = int(fields[1])
         if not -(2**63) <= label < 2**63:
-            raise UserError(f"{path}:{line}: the label {label} does not fit into 64 bits")
+            raise UserError(f"{path}:{line}: the label {plain(label, 50)} does not fit into 64 bits")
         paths.append(os.path.join(folder, fields[0]))
         labels.append(label)
     return Samples(paths, np.array(labels, np.int64), path, lines)
 
 
+def _rows(path):
+    """Yields (number, text without white space around it) of each line of a list file.
+
+    Raises: OSError, ValueError; UserError where a line shows that it is no list: before what may be endless is read.
+    """
+    # utf-8-sig: editors on Windows begin files with a byte order mark.
+    with io.TextIOWrapper(files.open_file(path), encoding="utf-8-sig", errors="surrogateescape") as file:
+        for line in itertools.count(1):
+            row = file.readline(MOST_LINE)
+            if not row:
+                return
+            if line == 1 and row[:2] in ("\udcff\udcfe", "\udcfe\udcff"):
+                raise UserError(f"{path}: is in UTF-16, as PowerShell writes it: save it as UTF-8")
+            if "\0" in row:
+                raise UserError(f"{path}:{line}: a zero byte: this is no text, and no list file")
+            if len(row) == MOST_LINE:
+                raise UserError(f"{path}:{line}: more than {MOST_LINE} characters: this is no list file")
+            yield line, row.strip()
+
+
 def find_images(inputs):
     """Samples without labels from paths of images and of folders (searched recursively, in sorted order)."""
-    paths = []
+    paths, unread = [], []
     for path in inputs:
         if os.path.isdir(path):
-            found = []
-            for folder, _, names in os.walk(path):
-                found += [
-                    os.path.join(folder, n)
-                    for n in names
-                    if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith(".")
-                ]
-            if not found:
+            found = [
+                os.path.join(folder, name)
+                for folder, names in _folders(path, unread.append)
+                for name in names
+                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+            ]
+            if not found and not unread:
                 raise UserError(f"{path}: no images in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
             paths += sorted(found)
         elif os.path.isfile(path):
             paths.append(path)
         else:
             raise UserError(f"{path}: no such file or folder")
+    if unread:
+        first = f"{plain(unread[0].filename, 1000)}: {unread[0].strerror}"
+        print(f"warning: left out {len(unread)} folders that cannot be read; the first: {first}", file=sys.stderr)
+    if not paths:
+        raise UserError(f"{inputs[0]}: no images that can be read")
     return Samples(paths, None, None, None)
+
+
+def _folders(path, on_error):
+    """Yields (folder, names in it) for `path` and all below it, links followed, each real folder once."""
+    seen = set()
+    for folder, folders, names in os.walk(path, onerror=on_error, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield folder, names
 
 
 def is_binary(path):
     """Whether a file is no text: a picture, whatever its name, rather than a list of pictures."""
     try:
-        with open(path, "rb") as file:
+        with files.open_file(path) as file:
             start = file.read(1024)
     except OSError:
         return False
@@ -138,7 +174,8 @@ def where(samples, index):
     """How a message names a picture: `<list>:<line>: <path>`."""
     line = samples.lines[index] if samples.lines else None
     place = line if samples.source is None else f"{samples.source}:{line}"
-    return samples.paths[index] if place is None else f"{place}: {samples.paths[index]}"
+    path = plain(samples.paths[index], 1000)
+    return path if place is None else f"{plain(place, 1000)}: {path}"
 
 
 def fingerprint(samples, components=2):
@@ -399,7 +436,11 @@ def add_data_arguments(parser):
         "its class takes its place)",
     )
     group.add_argument(
-        "--max_pixels", type=number(int, low=1), default=MAX_PIXELS, help="an image with more counts as a broken one"
+        "--max_pixels",
+        type=number(int, low=1),
+        default=MAX_PIXELS,
+        help="an image with more counts as a broken one; "
+        "each worker may need 6 bytes (JPEG) to 20 (WebP, JPEG 2000) for each pixel of the largest",
     )
     group.add_argument(
         "--seed", type=number(int, low=0, high=2**31 - 1), help="fixes every random draw (default: drawn and logged)"

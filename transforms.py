@@ -1,4 +1,4 @@
-"""The bytes of a picture -> upright RGB, uint8 [H, W, 3] -> crops and resizes of it. Imports nothing of ours.
+"""The bytes of a picture -> upright RGB, uint8 [H, W, 3] -> crops and resizes of it.
 
 Decoding and resizing release Python's interpreter lock in OpenCV and Pillow.
 """
@@ -9,13 +9,25 @@ import math
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+import files
+import jpeg
+from utility import plain
 
 # RGB mean and standard deviation of ImageNet, of values in 0..1.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 MEAN_COLOR = (124, 116, 104)  # in 0..255
-MAX_PIXELS = 200_000_000  # 600 MB decoded; the largest telephones take so many
+# 8192 x 8192. Decoding takes, at its peak, 6 bytes for each pixel of a JPEG, 7 of a PNG, and up to 20 of other formats
+# (JPEG 2000, WebP): 0.4 to 1.3 GB a worker.
+MAX_PIXELS = 2**26
+MAX_SCANS = 32  # of a JPEG; encoders make 12 at most, and each is a pass over the whole picture
+
+# Pillow knows 43 formats, of which some start other programs or believe what a file says of its size.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_READ = "JPEG, PNG, BMP, GIF, WebP, TIFF, PPM, JPEG 2000, AVIF"
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 class BadImage(Exception):
@@ -23,86 +35,211 @@ class BadImage(Exception):
 
 
 def decode(data, max_pixels=MAX_PIXELS):
-    """The bytes of a JPEG, PNG, BMP, WebP (or what else Pillow reads) -> upright RGB, uint8 [H, W, 3].
+    """The bytes of a picture -> upright RGB, uint8 [H, W, 3].
 
-    Grey, palette, CMYK and 16-bit pictures are converted. An alpha channel is dropped, as torchvision, PaddleClas and
-    OpenCV do: what is transparent shows the colour stored there. Of an animation, the first picture is taken.
+    Its format is one of FORMATS (a JPEG may be an MPO), or HEIC where pillow-heif is installed. Grey, palette and CMYK
+    are converted; samples of more than 8 bits are scaled by the largest value that their format has, floats by 1. An
+    alpha channel is dropped, as torchvision, PaddleClas and OpenCV do: what is transparent shows the colour stored
+    there. Of an animation, the first picture is taken. Upright is what Pillow takes for it: by EXIF data, else by XMP.
 
-    Raises: BadImage where the data is empty, truncated, or no picture, or where its header promises more than
-        `max_pixels`: a few hundred bytes can ask for any amount of memory.
+    Raises: BadImage where the data is empty, truncated, or no picture; where its header promises more than
+        `max_pixels`: a few hundred bytes can ask for any amount of memory; and where samples are signed, or floats
+        beyond 0..1, whose meaning only their author knows.
     """
     if not data:
         raise BadImage("an empty file")
-    # OpenCV is the faster decoder, but takes a JPEG that ends early for a good one with a grey rest. One that ends with
-    # its end marker is whole; any other goes to Pillow, which tells a truncated file from one with a trailer.
-    if data[:3] == b"\xff\xd8\xff" and data[-2:] == b"\xff\xd9" and 0 < _jpeg_pixels(data) <= max_pixels:
-        with contextlib.suppress(cv2.error):  # more pixels than OpenCV takes: Pillow finds the words for it
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-            if image is not None:
-                if _has_gray_corner(image) and _stops_early(data):
-                    raise BadImage("a truncated JPEG")
-                return image
     try:
+        if data[:3] == b"\xff\xd8\xff":
+            return _decode_jpeg(data, max_pixels)
         return _decode_with_pillow(data, max_pixels)
     except UnidentifiedImageError:
-        raise BadImage("not an image, or in no format that is known here") from None
+        raise BadImage(_unknown(data)) from None
+    except jpeg.BadJpeg as error:
+        raise BadImage(str(error)) from None
     except BadImage:
         raise
     except Exception as error:  # a broken file makes Pillow's plugins raise nearly anything
-        raise BadImage(f"not readable as an image ({' '.join(str(error).split())})") from None
+        raise BadImage(f"not readable as an image ({plain(error)})") from None
 
 
-def _decode_with_pillow(data, max_pixels):
-    with Image.open(io.BytesIO(data)) as image:
-        if image.width * image.height > max_pixels:
-            raise BadImage(f"{image.width} x {image.height} pixels, more than --max_pixels={max_pixels}")
+def _decode_jpeg(data, max_pixels):
+    header = jpeg.read_header(data)
+    _check_size(header.width, header.height, max_pixels)
+    if jpeg.count_scans(data, header, MAX_SCANS + 1) > MAX_SCANS:
+        raise BadImage(f"a JPEG of more than {MAX_SCANS} scans")
+    # OpenCV is the faster decoder, but takes a JPEG that ends early for a good one with a grey rest. One that ends with
+    # its end marker is whole; any other goes to Pillow, which tells a truncated file from one with a trailer.
+    if data[-2:] == b"\xff\xd9":
+        if jpeg.lacks_restarts(data, header):
+            raise BadImage("a truncated JPEG")
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        with contextlib.suppress(cv2.error):  # more pixels than OpenCV takes: Pillow finds the words for it
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+            if image is not None:
+                if (header.components == 4 or _has_gray_corner(image)) and _stops_early(data):
+                    raise BadImage("a truncated JPEG")
+                return _upright(image, _jpeg_orientation(data) if header.exif else 1)
+    return _decode_with_pillow(data, max_pixels, (header.width, header.height))
+
+
+def _decode_with_pillow(data, max_pixels, size=None):
+    """`decode` by Pillow.
+
+    Args:
+        size: (width, height) that Pillow must find, too; None: what it finds.
+    """
+    formats = FORMATS
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC and (heif := _heif()):
+        formats += (heif,)
+    if data[:4] == b"RIFF":
+        _check_size(*_webp_size(data), max_pixels)
+    with Image.open(io.BytesIO(data), formats=formats) as image:
+        if size and image.size != size:
+            raise BadImage("an image whose header can be read in two ways")
+        # What decoders allocate: the picture, and of what it is made of the largest piece.
+        tags = getattr(image, "tag_v2", {})
+        pieces = [image.size, (tags.get(322, 0), tags.get(323, 0))]  # TIFF: width and height of a tile
+        for width, height in pieces:
+            _check_size(width, height, max_pixels)
         image.load()
+        orientation = 1
         with contextlib.suppress(Exception):  # a broken EXIF block does not make a broken picture
-            ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip rather than scale
-            gray = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)
-            return cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
+            orientation = image.getexif().get(0x0112, 1)
+        return _upright(_rgb(image), orientation)
+
+
+def _check_size(width, height, max_pixels):
+    if width * height > max_pixels:
+        raise BadImage(f"{width} x {height} pixels, more than --max_pixels={max_pixels}")
+
+
+def _webp_size(data):
+    """(width, height) that Pillow's decoder allocates when it opens a WebP."""
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+
+
+def _rgb(image):
+    """A loaded picture of Pillow's -> uint8 RGB [H, W, 3]; in bands, for Pillow's copies would be as large as it is."""
+    if image.mode[0] in "IF":
+        return cv2.cvtColor(_gray(image), cv2.COLOR_GRAY2RGB)
+    if 2 in _numbers(image, 339):
+        raise BadImage("signed samples, whose black and white are not known")
+    rows = max(1, 2**22 // image.width)
+    if rows >= image.height:
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    whole = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        whole[top : top + rows] = np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
+    return whole
 
 
-def _jpeg_pixels(data):
-    """Pixels that a JPEG's header promises; 0 where the header is not one that is quickly read."""
-    at = 2
-    while data[at : at + 1] == b"\xff" and at + 9 <= len(data):
-        kind = data[at + 1]
-        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a frame header, and not a table
-            return int.from_bytes(data[at + 5 : at + 7], "big") * int.from_bytes(data[at + 7 : at + 9], "big")
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return 0
+def _gray(image):
+    """A loaded picture of Pillow's in 16 or 32 bits or floats -> uint8 [H, W]."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        if not (values.min() >= 0 and values.max() <= 1):  # NaN included
+            raise BadImage("float samples beyond 0..1, or NaN: which of them is white is not known")
+        gray = np.rint(values * 255).astype(np.uint8)
+    else:
+        if 2 in _numbers(image, 339):
+            raise BadImage("signed samples, whose black and white are not known")
+        bits = next(iter(_numbers(image, 258)), 16)
+        if bits == 32:
+            values = values.view(np.uint32)
+        gray = np.clip(values.astype(np.uint32) >> (bits - 8), 0, 255).astype(np.uint8)
+    white_is_zero = 0 in _numbers(image, 262)
+    return 255 - gray if white_is_zero else gray
+
+
+def _numbers(image, tag):
+    """The numbers that a TIFF has under a tag: () where it has none, or is none."""
+    value = getattr(image, "tag_v2", {}).get(tag, ())
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _upright(image, orientation):
+    """Turns uint8 [H, W, 3] as an orientation of EXIF says."""
+    turns = {
+        2: lambda: cv2.flip(image, 1),
+        3: lambda: cv2.rotate(image, cv2.ROTATE_180),
+        4: lambda: cv2.flip(image, 0),
+        5: lambda: cv2.transpose(image),
+        6: lambda: cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE),
+        7: lambda: cv2.flip(cv2.transpose(image), -1),
+        8: lambda: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
+    }
+    return turns[orientation]() if orientation in turns else image
+
+
+def _jpeg_orientation(data):
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+        return image.getexif().get(0x0112, 1)
+    return 1
 
 
 def _has_gray_corner(image):
-    """Whether a corner has the grey that libjpeg gives to what is missing (EXIF data decides which corner is last)."""
+    """Whether a corner has the grey that libjpeg gives to what is missing."""
     return bool((image[[0, 0, -1, -1], [0, -1, 0, -1]] == 128).all(axis=1).any())
 
 
 def _stops_early(data):
     """Whether the coded data of a JPEG ends before its picture does, although an end marker follows.
 
-    Bytes put before the end marker change the picture only where something is missing. Other damage can't be seen: a
-    JPEG has no checksum, and a progressive one may end after any of its scans.
+    Bytes put before the end marker change the picture only where something is missing. They begin with 0, for the data
+    may end with an FF that lacks it. Other damage can't be seen: a JPEG has no checksum, and a progressive one may end
+    after any of its scans.
     """
 
     def preview(data):
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
             image.draft("L", (1, 1))  # an eighth of the size: quick, and as telling
             return image.tobytes()
 
     try:
-        return preview(data) != preview(data[:-2] + bytes(range(1, 255)) + data[-2:])
+        return preview(data) != preview(data[:-2] + bytes(range(255)) + data[-2:])
     except Exception:  # Pillow refuses what OpenCV took: the doubt that brought us here was right
         return True
+
+
+def _heif():
+    """The name of the format HEIF in Pillow, or None without pillow-heif."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return None
+    pillow_heif.register_heif_opener()
+    return "HEIF"
+
+
+def _unknown(data):
+    """What is wrong with a file that is in none of the formats."""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC:
+        return "HEIC, which is read where pillow-heif is installed: pip install pillow-heif"
+    named = {b"%PDF": "PDF", b"<svg": "SVG", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL"}
+    name = next((name for start, name in named.items() if data.startswith(start)), None)
+    Image.init()
+    for key, (_, accept) in Image.OPEN.items():
+        with contextlib.suppress(Exception):  # of which most look at a few bytes and no further
+            if not name and accept and accept(data[:32]):
+                name = key
+    if name in FORMATS:
+        return f"a broken {name}, or one of a kind that is not read"
+    if name:
+        return f"in the format {name}, which is not read: save it as one of {_READ}"
+    return "not an image, or in no format that is known here"
 
 
 def load(path, max_pixels=MAX_PIXELS):
     """`decode` of a file. Raises: BadImage."""
     try:
-        with open(path, "rb") as file:
+        # What is longer than any picture of so many pixels is none; 8 bytes are two samples of 32 bits, or 4 of 16.
+        with files.open_file(path, 8 * max_pixels + 2**24) as file:
             return decode(file.read(), max_pixels)
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from None

@@ -29,7 +29,7 @@ def faulty_pictures(folder):
         "text.jpg": "not an image",
         "folder.jpg": "Is a directory",
         "absent.jpg": "No such file",
-        "bomb.png": "15000 x 15000 pixels, more than --max_pixels=200000000",
+        "bomb.png": "15000 x 15000 pixels, more than --max_pixels=67108864",
     }, ["dot.png", "tall.png", "wide.jpg"]
 
 

@@ -80,6 +80,52 @@ def test_missing_empty_and_foreign_lists(tmp_path):
         reader.read_list(write_list(tmp_path / "list.txt", "a.jpg 1\n".encode("utf-16")))
 
 
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b"a.jpg 1\nb\0.jpg 1\n", ":2: a zero byte: this is no text, and no list file"),
+        (b"a.jpg 1\n" + b"x" * 3_000_000, ":2: more than 65536 characters: this is no list file"),
+        (b"a.jpg 1\nb.jpg " + b"9" * 60_000, ":2: the label '99999"),
+        (b"a.jpg 1\n\x1b[31mb.jpg", ":2: no label on this line: expected '<path> <label>', found '\\x1b[31mb.jpg'"),
+    ],
+)
+def test_lists_that_are_none(tmp_path, content, wanted):
+    path = tmp_path / "list.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        reader.read_list(str(path))
+    assert str(error.value).startswith(f"{path}{wanted}") and len(str(error.value)) < 500
+
+
+def test_a_list_that_is_no_file(tmp_path):
+    """A pipe would be waited for, a device read for ever, and a file of nothing but zeros held as one line."""
+    os.mkfifo(tmp_path / "pipe")
+    with open(tmp_path / "zeros", "wb") as file:
+        file.truncate(2**36)
+    for path, reason in ((tmp_path / "pipe", "a pipe"), ("/dev/zero", "a device"), (tmp_path / "zeros", "zero byte")):
+        with pytest.raises(UserError, match=reason):
+            reader.read_list(str(path))
+
+
+def test_pictures_that_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with open(tmp_path / "zeros.jpg", "wb") as file:
+        file.truncate(2**36)
+    samples = reader.Samples([str(tmp_path / "pipe.jpg"), "/dev/zero", str(tmp_path / "zeros.jpg")], None, None, None)
+    batches = reader.read_batches(samples, [[0], [1], [2]], lambda image, _: image, (8, 8), skip_bad=True)
+    pipe, device, zeros = (batch.bad[0][1] for batch in batches)
+    assert (pipe, device) == ("a pipe, not a file", "a device, not a file") and "more than the" in zeros
+    assert not reader.is_binary(str(tmp_path / "pipe.jpg"))
+
+
+def test_names_are_shown_in_one_line():
+    name = "a\nTest-9-score: [1.0], class [1]\x1b[31m.jpg"
+    samples = reader.Samples([name, "long" * 9999], None, "a\nlist.txt", [1, 2])
+    shown = reader.where(samples, 0)
+    assert shown == r"a\nlist.txt:1: a\nTest-9-score: [1.0], class [1]\x1b[31m.jpg"
+    assert len(reader.where(samples, 1)) < 1100
+
+
 def test_list_without_labels(tmp_path):
     path = write_list(tmp_path / "list.txt", "a.jpg\nmy birds/b 2.jpg\n")
     samples = reader.read_list(path, need_labels=False)
@@ -129,6 +175,30 @@ def test_find_images(tmp_path):
         reader.find_images([f"{root}/empty"])
 
 
+def test_folders_that_are_links_or_cannot_be_read(tmp_path, monkeypatch, capsys):
+    for name in ("a/x", "b", "closed"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "1.jpg").write_bytes(b"")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "2.jpg").write_bytes(b"")
+    (tmp_path / "in" / "b" / "linked").symlink_to(tmp_path / "out")
+    (tmp_path / "in" / "b" / "round").symlink_to(tmp_path / "in")
+    scandir = os.scandir
+
+    def denied(folder):
+        if str(folder).endswith("closed"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    samples = reader.find_images([str(tmp_path / "in")])
+    assert samples.paths == [f"{tmp_path}/in/{name}" for name in ("a/x/1.jpg", "b/1.jpg", "b/linked/2.jpg")]
+    said = f"warning: left out 1 folders that cannot be read; the first: {tmp_path}/in/closed: Permission denied\n"
+    assert capsys.readouterr().err == said
+    with pytest.raises(UserError, match="no images that can be read"):
+        reader.find_images([str(tmp_path / "in" / "closed")])
+
+
 def test_check_files(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "folder.jpg").mkdir()
@@ -139,7 +209,7 @@ def test_check_files(tmp_path, monkeypatch):
         reader.check_files(reader.read_list(write_list(tmp_path / "list.txt", rows)))
 
     check("a/1.jpg", "a/../a/1.jpg", f"{tmp_path}/a/1.jpg", "a/1.jpg")
-    for name in ("a/2.jpg", "a/1.JPG", "b/1.jpg", "folder.jpg", "a/1.jpg/", "a/..", "a\0.jpg"):
+    for name in ("a/2.jpg", "a/1.JPG", "b/1.jpg", "folder.jpg", "a/1.jpg/", "a/.."):
         if name == "a/1.JPG" and os.path.exists(tmp_path / name):
             continue  # a file system that takes one for the other
         with pytest.raises(UserError) as error:
@@ -171,7 +241,7 @@ def test_a_bomb_is_one_bad_picture(tmp_path):
     (tmp_path / "b.jpg").write_bytes(encode(RGB, "JPEG"))
     samples = reader.Samples([str(tmp_path / n) for n in ("a.jpg", "b.jpg")], None, "list", [1, 2])
     [batch] = reader.read_batches(samples, [[0, 1]], lambda image, position: image, RGB.shape[:2], skip_bad=True)
-    assert batch.index.tolist() == [1] and batch.bad == [(0, "65000 x 65000 pixels, more than --max_pixels=200000000")]
+    assert batch.index.tolist() == [1] and batch.bad == [(0, "65000 x 65000 pixels, more than --max_pixels=67108864")]
 
 
 @pytest.fixture()

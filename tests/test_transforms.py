@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jpeg
 import reader
 import transforms
 
@@ -60,6 +61,16 @@ def cv2_png(image):
     return cv2.imencode(".png", image[:, :, ::-1] if image.shape[2] == 3 else image[:, :, [2, 1, 0, 3]])[1].tobytes()
 
 
+def tiff(values, black_is_zero=1):
+    """An uncompressed grey TIFF of the array [H, W]: the meaning of its samples is that of the array's type."""
+    height, width = values.shape
+    data = values.tobytes()
+    numbers = {256: width, 257: height, 258: 8 * values.itemsize, 259: 1, 262: black_is_zero, 273: 8, 277: 1}
+    numbers.update({278: height, 279: len(data), 339: {"u": 1, "i": 2, "f": 3}[values.dtype.kind]})
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, number) for tag, number in numbers.items())
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(numbers)) + entries + bytes(4)
+
+
 WIDE = np.uint16(257)  # 8 bits of brightness in 16
 PICTURES = {
     "jpeg": (encode(RGB, "JPEG", quality=97), RGB, 5),
@@ -92,7 +103,13 @@ PICTURES = {
         encode(GRAY, "GIF", save_all=True, append_images=[Image.fromarray(255 - GRAY)]), GRAY_RGB, 0
     ),
     "16-bit grey tiff": (encode(GRAY * WIDE, "TIFF"), GRAY_RGB, 0),
-    "32-bit tiff": (encode(GRAY.astype(np.int32) * 257, "TIFF"), GRAY_RGB, 0),
+    "16-bit grey jpeg 2000": (encode(GRAY * WIDE, "JPEG2000"), GRAY_RGB, 0),
+    "10-bit pgm": (b"P5 64 48 1023\n" + (GRAY * np.uint16(4)).astype(">u2").tobytes(), GRAY_RGB, 1),
+    "float pfm": (b"Pf\n64 48\n-1.0\n" + (GRAY[::-1] / 255).astype("<f4").tobytes(), GRAY_RGB, 0),
+    "16-bit tiff, white is zero": (tiff(65535 - GRAY * WIDE, 0), GRAY_RGB, 0),
+    "float tiff": (tiff(GRAY.astype("<f4") / 255), GRAY_RGB, 0),
+    "float tiff, white is zero": (tiff(1 - GRAY.astype("<f4") / 255, 0), GRAY_RGB, 0),
+    "32-bit tiff": (tiff(GRAY.astype("<u4") * 16843009), GRAY_RGB, 0),
     "1x1 jpeg": (encode(RGB[:1, :1], "JPEG", quality=97), RGB[:1, :1], 5),
     "1x1 png": (encode(RGB[:1, :1], "PNG"), RGB[:1, :1], 0),
 }  # fmt: skip
@@ -123,9 +140,9 @@ def test_exif_orientation(orientation):
     exif = Image.Exif()
     exif[0x112] = orientation
     wanted = UPRIGHT[orientation](RGB)
-    jpeg = encode(RGB, "JPEG", quality=97, exif=exif)
-    assert_near(transforms.decode(jpeg), wanted, 5)
-    assert_near(transforms.decode(jpeg + b"trailer"), wanted, 5)
+    plain = encode(RGB, "JPEG", quality=97, exif=exif)
+    assert_near(transforms.decode(plain), wanted, 5)
+    assert_near(transforms.decode(plain + b"trailer"), wanted, 5)
     assert_near(transforms.decode(encode(RGB, "PNG", exif=exif)), wanted, 0)
     assert_near(transforms.decode(encode(RGB, "WEBP", exif=exif, lossless=True)), wanted, 0)
     assert_near(transforms.decode(encode(GRAY * WIDE, "PNG", exif=exif)), UPRIGHT[orientation](GRAY_RGB), 0)
@@ -136,8 +153,8 @@ def test_broken_exif_is_no_broken_picture():
     exif = Image.Exif()
     exif[0x112] = 6
     for block in (b"Exif\0\0garbage", exif.tobytes()[:14], exif.tobytes()[:20], b"Exif\0\0"):
-        jpeg = encode(RGB, "JPEG", quality=97, exif=block)
-        for data in (jpeg, jpeg + b"trailer", encode(RGB, "PNG", exif=block), encode(RGB, "WEBP", exif=block)):
+        plain = encode(RGB, "JPEG", quality=97, exif=block)
+        for data in (plain, plain + b"trailer", encode(RGB, "PNG", exif=block), encode(RGB, "WEBP", exif=block)):
             assert sorted(transforms.decode(data).shape[:2]) == [48, 64]
 
 
@@ -212,7 +229,7 @@ def jpeg_that_claims(height, width):
 
 def test_decompression_bombs(monkeypatch, tmp_path):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 89478485)  # Pillow's own, which reading batches takes away
-    assert "exceeds limit" in bad_reason(jpeg_that_claims(65000, 65000))
+    assert "65000 x 65000 pixels, more than --max_pixels" in bad_reason(jpeg_that_claims(65000, 65000))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert "exceeds limit" in bad_reason(encode(RGB, "PNG"))  # more than twice the limit
     (tmp_path / "a.png").write_bytes(encode(RGB[:40, :40], "PNG"))  # less: Pillow warns, and goes on
@@ -237,15 +254,93 @@ def test_max_pixels(kind):
         transforms.decode(data, height * width - 1)
 
 
-def test_pixels_of_a_jpeg_header():
+def test_header_of_a_jpeg():
     height, width = RGB.shape[:2]
     plain = encode(RGB, "JPEG")
-    assert transforms._jpeg_pixels(plain) == height * width
-    assert transforms._jpeg_pixels(encode(RGB, "JPEG", progressive=True, comment=b"long " * 99)) == height * width
-    assert transforms._jpeg_pixels(jpeg_that_claims(65000, 65000)) == 65000**2
-    for end in range(plain.index(b"\xff\xc0") + 9):
-        assert transforms._jpeg_pixels(plain[:end]) == 0
-    assert transforms._jpeg_pixels(b"\xff\xd8" + b"\xff" * 100) == 0
+    for data in (plain, encode(RGB, "JPEG", progressive=True, comment=b"long " * 99)):
+        assert jpeg.read_header(data)[:3] == (width, height, 3)
+    for end in range(plain.index(b"\xff\xda") + 10):
+        with pytest.raises(jpeg.BadJpeg):
+            jpeg.read_header(plain[:end])
+    with pytest.raises(jpeg.BadJpeg):
+        jpeg.read_header(b"\xff\xd8" + b"\xff" * 100)
+
+
+@pytest.mark.parametrize(
+    "before", [b"\xff\xff\xff", b"\xff\xd0\xff", b"\xff\x01\xff", b"\xff\0\xff", b"\xff\xfe\0\x06junk\xff"]
+)
+def test_a_frame_hidden_from_the_limit(before):
+    """Where a reader of headers that knows less than libjpeg would take the segment's content for the frame."""
+    data = jpeg_that_claims(20000, 20000)
+    small = encode(RGB[:16, :16], "JPEG")
+    frame = small[small.index(b"\xff\xc0") :][:19]
+    segment = before + b"\xe1" + struct.pack(">H", 2 + len(frame)) + frame
+    assert "20000 x 20000 pixels" in bad_reason(data[:2] + segment + data[2:])
+    with pytest.raises(transforms.BadImage, match="two frames"):
+        transforms.decode(data[:2] + frame + data[2:], 10**6)
+
+
+def test_scans_without_end():
+    data = encode(RGB, "JPEG", progressive=True)
+    at = data.rindex(b"\xff\xda")
+    assert transforms.decode(data[:-2] + 20 * data[at:-2] + data[-2:]).shape == RGB.shape
+    assert "more than 32 scans" in bad_reason(data[:-2] + 40 * data[at:-2] + data[-2:])
+
+
+def test_tiles_larger_than_the_picture():
+    data = tiff(GRAY)
+    entries = struct.pack("<HHII", 322, 4, 1, 40000) + struct.pack("<HHII", 323, 4, 1, 40000)
+    at = struct.unpack("<I", data[4:8])[0]
+    data = data[:at] + struct.pack("<H", data[at] + 2) + data[at + 2 : -4] + entries + data[-4:]
+    assert "40000 x 40000 pixels, more than" in bad_reason(data)
+
+
+def test_samples_whose_meaning_is_not_known():
+    for values in (GRAY.astype("<i2"), GRAY.astype("<i4"), GRAY.astype("<i1")):
+        assert "signed samples" in bad_reason(tiff(values))
+    for value in (-0.1, 1.1, np.nan, np.inf):
+        values = np.full((4, 4), 0.5, "<f4")
+        values[2, 2] = value
+        assert "float samples" in bad_reason(tiff(values))
+
+
+@pytest.mark.parametrize("name", ["PCX", "ICO", "EPS", "SGI", "PDF", "QOI"])
+def test_formats_that_are_not_read_are_named(name):
+    assert f"in the format {name}, which is not read" in bad_reason(encode(RGB, name))
+
+
+def test_heic_says_what_to_install():
+    assert "pip install pillow-heif" in bad_reason(b"\0\0\0\x18ftypheic" + bytes(40))
+
+
+@pytest.mark.parametrize("trailer", [b"", b"\0"])
+@pytest.mark.parametrize("kind", [3, 4])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_both_decoders_turn_a_jpeg_alike(order, kind, trailer):
+    """OpenCV, left to itself, passes over an orientation in XMP, and over one of 4 bytes where they begin with 0."""
+    data = encode(RGB, "JPEG", quality=97)
+    for orientation, turn in UPRIGHT.items():
+        value = struct.pack(f"{order}HH", orientation, 0) if kind == 3 else struct.pack(f"{order}I", orientation)
+        exif = struct.pack(f"{order}HIHHHI", 42, 8, 1, 0x112, kind, 1) + value + bytes(4)
+        exif = b"Exif\0\0" + (b"II" if order == "<" else b"MM") + exif
+        xmp = f'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="{orientation}"/>'.encode()
+        for content in (exif, xmp):
+            segment = b"\xff\xe1" + struct.pack(">H", 2 + len(content)) + content
+            turned = transforms.decode(data[:2] + segment + data[2:] + trailer)
+            assert_near(turned, turn(RGB), 5)
+
+
+@pytest.mark.parametrize("options", [{"restart_marker_rows": 1}, {"restart_marker_blocks": 3}, {"mode": "CMYK"}])
+def test_truncated_jpegs_of_rarer_kinds(options):
+    image = Image.fromarray(noise(96, 96)).convert(options.pop("mode", "RGB"))
+    data = encode(image, "JPEG", quality=90, **options)
+    for share in np.linspace(0.4, 0.97, 20):
+        assert "truncated" in bad_reason(data[: int(share * len(data))] + b"\xff\xd9")
+
+
+def test_large_pictures_are_converted_in_bands():
+    image = np.random.default_rng(0).integers(0, 256, (2100, 2100, 4), np.uint8)
+    assert np.array_equal(transforms.decode(encode(image, "PNG", compress_level=0)), image[:, :, :3])
 
 
 def test_load_says_what_is_wrong_with_the_file(tmp_path):
