@@ -234,7 +234,10 @@ def report_bad_images(samples, bad):
     """Says on stderr how many pictures were skipped, and the first of them."""
     if bad:
         index, reason = bad[0]
-        print(f"warning: skipped {len(bad)} bad images; the first: {where(samples, index)}: {reason}", file=sys.stderr)
+        print(
+            f"warning: skipped {len(bad)} bad images; the first: {where(samples, index)}: {plain(reason)}",
+            file=sys.stderr,
+        )
 
 
 # ---------------------------------------------------------------- batches
@@ -437,7 +440,7 @@ def add_data_arguments(parser):
     )
     group.add_argument(
         "--max_pixels",
-        type=number(int, low=1),
+        type=number(int, low=1, high=2**30),
         default=MAX_PIXELS,
         help="an image with more counts as a broken one; "
         "each worker may need 6 bytes (JPEG) to 20 (WebP, JPEG 2000) for each pixel of the largest",

@@ -36,7 +36,7 @@ from utility import fill
 
 
 def parse_args():
-    """-> (all flags, the names of those that were typed)"""
+    """-> (all flags, the names of those that were typed, the parser)"""
     parser = utility.make_parser(__doc__)
     reader.add_data_arguments(parser)
     models.add_model_arguments(parser)
@@ -47,14 +47,14 @@ def parse_args():
     start.add_run_arguments(parser)
     args, typed = utility.parse_typed(parser)
     args.train_batch_size = args.train_batch_size or args.batch_size
-    return args, typed | ({"train_batch_size"} if "batch_size" in typed else set())
+    return args, typed | ({"train_batch_size"} if "batch_size" in typed else set()), parser
 
 
 def main():
     # What to do: the flags, and what a checkpoint says where they leave it open.
-    args, typed = parse_args()
+    args, typed, parser = parse_args()
     process.join_early(args.use_gpu, args.seed)
-    begin = start.find_start(vars(args), typed)
+    begin = start.find_start(vars(args), typed, parser)
     args = argparse.Namespace(**begin.flags)
     args.seed = parallel.from_first(args.seed)
     settings, reading = fill(start.RunSettings, args), fill(reader.Reading, args)

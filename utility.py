@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import math
 
 
@@ -28,9 +29,41 @@ def make_parser(description):
 def parse_typed(parser):
     """-> (the flags of the command line, the names of those that were typed and not left at their default)"""
     args = parser.parse_args()
+    defaults = [action.default for action in parser._actions]
     for action in parser._actions:
         action.default = argparse.SUPPRESS
-    return args, set(vars(parser.parse_args()))
+    typed = set(vars(parser.parse_args()))
+    for action, default in zip(parser._actions, defaults):
+        action.default = default
+    return args, typed
+
+
+def check_values(parser, values, source):
+    """Raises a UserError where values out of a file are none that the flags of those names can have.
+
+    Args:
+        values: {flag: value}; names that are no flag's, as of other versions, are passed over.
+        source: the file, for messages.
+    """
+    for action in parser._actions:
+        if action.dest in values and not _can_be(action, values[action.dest]):
+            raise UserError(f"{source}: {action.dest} is {plain(json.dumps(values[action.dest]), 50)}")
+
+
+def _can_be(action, value):
+    """Whether a flag can have a value: it comes out of the flag's type again when it is typed."""
+    if value is None:
+        return action.default is None
+    if action.choices:
+        return type(value) is type(action.choices[0]) and value in action.choices
+    if action.type in (None, boolean):
+        return isinstance(value, bool if action.type else str)
+    text = ",".join(str(item) for item in value) if isinstance(value, list) else str(value)
+    try:
+        typed = action.type(text)
+    except argparse.ArgumentTypeError:
+        return False
+    return typed == value and not isinstance(value, str)
 
 
 def boolean(text):
@@ -47,8 +80,10 @@ def number(kind, low=None, above=None, high=None):
     def parse(text):
         try:
             value = kind(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise argparse.ArgumentTypeError(f"expected {kind.__name__}, not {text!r}") from None
+        if kind is int and not -(2**31) <= value < 2**31:
+            raise argparse.ArgumentTypeError(f"{plain(text, 50)} does not fit into 32 bits")
         finite = kind is int or math.isfinite(value)
         if (
             not finite

@@ -184,7 +184,7 @@ def add_loss_arguments(parser):
     add("--loss_lr_scale", type=number(float, low=0),
         help="learning rate of what a loss learns itself, as a multiple of --lr (default: 100 for the proxies of "
         "proxyanchorloss, 10 for the boundary of marginloss)")
-    add("--memory_size", type=number(int, low=0), default=0,
+    add("--memory_size", type=number(int, low=0, high=2**20), default=0,
         help="earlier embeddings that a batch is compared with, too; 0: none. For "
         + ", ".join(name for name in LOSSES if LOSSES[name].memory))
     add("--memory_start_epoch", type=number(int, low=0), default=0,

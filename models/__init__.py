@@ -8,19 +8,19 @@ import importlib
 
 from utility import UserError, number
 
-# name -> file, class, arguments, dropout in front of the head
+# name -> file, class, arguments, dropout in front of the head, channels of the last feature map
 MODELS = {
-    "ResNet50": ("resnet", "ResNet", {"depth": 50}, 0.0),
-    "ResNet101": ("resnet", "ResNet", {"depth": 101}, 0.0),
-    "ResNet152": ("resnet", "ResNet", {"depth": 152}, 0.0),
-    "ResNet50_va": ("resnet", "ResNet", {"depth": 50, "stride_in_first": True}, 0.0),
-    "ResNet50_vd": ("resnet", "ResNet", {"depth": 50, "vd": True}, 0.0),
-    "SE_ResNeXt50_vd_32x4d": ("se_resnext", "SEResNeXt", {"depth": 50, "vd": True}, 0.5),
-    "SE_ResNeXt50_32x4d": ("se_resnext", "SEResNeXt", {"depth": 50}, 0.5),
-    "SE_ResNeXt101_32x4d": ("se_resnext", "SEResNeXt", {"depth": 101}, 0.5),
-    "SE_ResNeXt152_32x4d": ("se_resnext", "SEResNeXt", {"depth": 152}, 0.5),
-    "ResNet18": ("resnet", "ResNet", {"depth": 18}, 0.0),
-    "ResNet8": ("resnet", "CifarResNet", {"depth": 8}, 0.0),
+    "ResNet50": ("resnet", "ResNet", {"depth": 50}, 0.0, 2048),
+    "ResNet101": ("resnet", "ResNet", {"depth": 101}, 0.0, 2048),
+    "ResNet152": ("resnet", "ResNet", {"depth": 152}, 0.0, 2048),
+    "ResNet50_va": ("resnet", "ResNet", {"depth": 50, "stride_in_first": True}, 0.0, 2048),
+    "ResNet50_vd": ("resnet", "ResNet", {"depth": 50, "vd": True}, 0.0, 2048),
+    "SE_ResNeXt50_vd_32x4d": ("se_resnext", "SEResNeXt", {"depth": 50, "vd": True}, 0.5, 2048),
+    "SE_ResNeXt50_32x4d": ("se_resnext", "SEResNeXt", {"depth": 50}, 0.5, 2048),
+    "SE_ResNeXt101_32x4d": ("se_resnext", "SEResNeXt", {"depth": 101}, 0.5, 2048),
+    "SE_ResNeXt152_32x4d": ("se_resnext", "SEResNeXt", {"depth": 152}, 0.5, 2048),
+    "ResNet18": ("resnet", "ResNet", {"depth": 18}, 0.0, 512),
+    "ResNet8": ("resnet", "CifarResNet", {"depth": 8}, 0.0, 64),
 }
 POOLINGS = ("avg", "max", "gem", "avg+max")
 HEADS = ("linear", "cosine")
@@ -59,7 +59,7 @@ def build_model(
             raise UserError(f"unknown {what} {value!r}; known: {', '.join(known)}")
     from models.embedding_net import EmbeddingNet
 
-    file, class_name, arguments, default_dropout = MODELS[name]
+    file, class_name, arguments, default_dropout, _ = MODELS[name]
     backbone = getattr(importlib.import_module(f"models.{file}"), class_name)(**arguments, last_stride=last_stride)
     dropout = default_dropout if dropout is None else dropout
     return EmbeddingNet(backbone, class_dim, pooling, embedding_size, dropout, embedding_norm, head, head_scale)
@@ -105,6 +105,11 @@ class Settings:
         names = ("pooling", "embedding_size", "embedding_norm", "head", "head_scale", "last_stride")
         return build_model(self.model, self.class_dim, dropout=dropout, **{name: getattr(self, name) for name in names})
 
+    @property
+    def channels(self):
+        """Of the backbone's last feature map: the length of the pooled features."""
+        return MODELS[self.model][-1]
+
     def with_classes(self, class_dim):
         """These settings with a head of `class_dim` outputs; 0: none."""
         return dataclasses.replace(self, class_dim=class_dim)
@@ -144,7 +149,7 @@ def add_model_arguments(parser):
     )
     group.add_argument(
         "--embedding_size",
-        type=number(int, low=0),
+        type=number(int, low=0, high=2**16),
         help="size of a linear layer behind the pooling (default: the checkpoint's, else 0 = none: the pooled features "
         "are the embedding)",
     )
@@ -168,7 +173,7 @@ def add_model_arguments(parser):
     )
     group.add_argument(
         "--class_dim",
-        type=number(int, low=1),
+        type=number(int, low=1, high=10**7),
         help="outputs of the softmax head (default: the checkpoint's, else the number of classes in --train_list)",
     )
     return group

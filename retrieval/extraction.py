@@ -52,6 +52,7 @@ def open_network(asked, pretrained_model, allow_partial=False, which="ema"):
             message = f"--class_dim={settings.class_dim}, but the head in {found.file_name} has {known} classes"
             raise UserError(message)
         settings = settings.with_classes(known)
+        weights.check_layers(found, settings)
     network = settings.build()
     if found:
         head = "fit" if state is None or allow_partial else "must"
@@ -70,7 +71,8 @@ def list_that_chose(state):
         state: the checkpoint's description, or None.
     """
     best, args = (state or {}).get("best"), (state or {}).get("args", {})
-    several = best and 0 < args.get("eval_every", 0) < args.get("num_epochs", 0)
+    every, epochs = args.get("eval_every", 0), args.get("num_epochs", 0)
+    several = best and type(every) is type(epochs) is int and 0 < every < epochs
     return state.get("val_list") if several and best["epoch"] == state["epoch"] else None
 
 

@@ -218,7 +218,8 @@ def compare_process(before):
     now = describe_process()
     changed = [f"{name} {now.get(name)} (was {value})" for name, value in before.items() if now.get(name) != value]
     if changed:
-        print(f"note: the continued run may differ in the last digits from one in one go: {', '.join(changed)}")
+        found = plain(", ".join(changed), 1000)
+        print(f"note: the continued run may differ in the last digits from one in one go: {found}")
 
 
 def on_gpu():

@@ -8,8 +8,9 @@ from conftest import ROOT
 
 # From the lowest: a module imports what stands below it, and of its own package what makes no circle.
 RANKS = [
-    {"utility", "transforms"},
+    {"utility", "jpeg"},
     {"files"},
+    {"transforms"},
     {"runtime"},
     {"sampler", "models", "losses", "data"},
     {"reader", "weights"},

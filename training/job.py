@@ -12,7 +12,7 @@ from training.parts import Parts, arrays, scaler_state
 from training.run import Run
 from training.start import RunSettings
 from utility import UserError
-from weights.checkpoint import checkpoint_name, write_description
+from weights.checkpoint import checkpoint_name, update_description
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +90,6 @@ def stopped(signal, path):
 def record_recall(job, progress):
     """Adds the evaluation of an epoch to its checkpoint, and points `best` at the best."""
     described = describe(job, progress)
-    write_description(os.path.join(job.run.path, checkpoint_name(described)), described)
+    update_description(os.path.join(job.run.path, checkpoint_name(described)), described)
     job.run.point_at("best", str(progress.best["epoch"]))
     job.run.remove_old(job.settings.keep)

@@ -7,8 +7,8 @@ import numpy as np
 
 import weights
 from training.optimizers import load_optimizer_state, optimizer_entries
-from utility import UserError
-from weights.checkpoint import PART_FILES, check_part
+from utility import UserError, plain
+from weights.checkpoint import PART_FILES, check_part, check_sum
 
 # network: EmbeddingNet; objective: losses.objective.Objective; optimizer; scaler: paddle.amp.GradScaler; average:
 # training.ema.Average or None.
@@ -52,14 +52,18 @@ def restore(parts, folder, before, optimizer, force):
         print(f"note: {optimizer} starts anew: it can't use the state of {before['args']['optimizer']}")
         del load["optimizer"]
     for name, function in load.items():
+        path = os.path.join(folder, PART_FILES[name])
         try:
-            function(parts, os.path.join(folder, PART_FILES[name]))
+            check_sum(path, before)
+            function(parts, path)
         except UserError as error:
             what = {"optimizer": optimizer, "objective": "the loss", "ema": "the average"}[name]
             if not force:
                 raise UserError(f"{error} (--force=True starts the {name} anew)") from None
-            print(f"note: {what} starts anew: {error}")
-    if before.get("scaler"):
+            print(f"note: {what} starts anew: {plain(error, 1000)}")
+    if before.get("scaler") and parts.scaler.is_enable():
+        if set(before["scaler"]) != set(parts.scaler.state_dict()):
+            raise UserError(f"{folder}: the state of the loss scaling is incomplete (--amp=off does without)")
         scale = np.array(before["scaler"]["scale"], np.float32)
         parts.scaler.load_state_dict({**before["scaler"], "scale": scale})
 

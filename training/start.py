@@ -16,9 +16,18 @@ from models import Settings
 from runtime import parallel, process
 from training import parts as run_parts
 from training.run import LOG_FILE, Progress, Run
-from utility import UserError, boolean, number
+from utility import UserError, boolean, check_values, number, plain
 from weights import Weights
-from weights.checkpoint import CONTENT, LINKS, checkpoint_name, described_name, read_description, resolve
+from weights.checkpoint import (
+    CONTENT,
+    DESCRIPTION,
+    LINKS,
+    PART_FILES,
+    checkpoint_name,
+    described_name,
+    read_description,
+    resolve,
+)  # fmt: skip
 
 # Another value of one of these makes a continued run another run.
 SAME_RUN = (
@@ -27,7 +36,16 @@ SAME_RUN = (
     *("freeze_stages", "warmup_head_epochs", "ema_decay", "color_jitter", "random_erasing"),
 )
 # What a continued run does not take over from the run it continues.
-THIS_PROCESS = ("checkpoint", "force", "overwrite", "model_save_dir", "pretrained_model", "use_gpu", "num_workers")
+THIS_PROCESS = (
+    "checkpoint",
+    "force",
+    "overwrite",
+    "model_save_dir",
+    "pretrained_model",
+    "use_gpu",
+    "num_workers",
+    "max_pixels",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +123,12 @@ def add_run_arguments(parser):
 # ---------------------------------------------------------------- which run
 
 
-def find_start(flags, typed):
+def find_start(flags, typed, parser):
     """Reads --checkpoint or --pretrained_model and settles what the flags leave open; -> Start.
 
     Args:
         flags: {name: value} of all flags; typed: the names of those that were not left at their default.
+        parser: whose flags they are: a checkpoint's are checked by it.
 
     Raises: UserError; Stopped where --checkpoint=auto finds nothing left to do.
     """
@@ -126,7 +145,7 @@ def find_start(flags, typed):
             raise UserError(f"{folder}: --checkpoint=latest, but there is no checkpoint to continue")
     if not path:
         return new_run({**flags, "checkpoint": ""}, typed)
-    start = continue_run({**flags, "checkpoint": resolve(path)}, typed)
+    start = continue_run({**flags, "checkpoint": resolve(path)}, typed, parser)
     epochs, progress = start.flags["num_epochs"], read_progress(start.before)
     settings = RunSettings(epochs, eval_every=start.flags["eval_every"], patience=start.flags["patience"])
     if settings.is_done(progress) and settings.is_over(progress):
@@ -176,7 +195,7 @@ def settled_flags(settings):
     return {name: getattr(settings, name) for name in models.SETTLED}
 
 
-def continue_run(flags, typed):
+def continue_run(flags, typed, parser):
     """A Start that takes every flag that was not typed over from the run that wrote flags["checkpoint"].
 
     Raises: UserError where a typed one makes it another run.
@@ -186,6 +205,7 @@ def continue_run(flags, typed):
     fixed = models.IN_WEIGHTS if flags["force"] else models.SETTLED
     settings = Settings.settle(flags, state["settings"], fixed)
     before = state["args"]
+    check_values(parser, before, os.path.join(path, DESCRIPTION))
     taken = set(before) & set(flags) - typed - set(THIS_PROCESS)  # without flags that are no more
     if flags["loss_name"] != before["loss_name"] and "loss_name" in typed:
         taken -= {*losses.FLAGS, "alpha", "loss_lr_scale", "head_lr_scale"}  # each loss has its own
@@ -193,16 +213,32 @@ def continue_run(flags, typed):
     settings = settings.with_classes(flags["class_dim"] or 0)
     if "model_save_dir" not in typed:
         flags["model_save_dir"] = find_run(path, state)
-    changed = {n: f"--{n}={flags[n]} (was {before[n]})" for n in sorted(typed & set(before) - set(THIS_PROCESS))
+    changed = {n: plain(f"--{n}={flags[n]} (was {before[n]})") for n in sorted(typed & set(before) - set(THIS_PROCESS))
                if flags[n] != before[n]}  # fmt: skip
     forbidden = [what for name, what in changed.items() if name in SAME_RUN]
     if forbidden and not flags["force"]:
         raise UserError(f"{path}: another run: {', '.join(forbidden)}; --force=True continues all the same")
     if changed:
         print(f"note: the run goes on with {', '.join(changed.values())}")
+    if before.get("max_pixels", flags["max_pixels"]) != flags["max_pixels"]:
+        print(
+            f"note: --max_pixels={flags['max_pixels']}: the run's own, {before['max_pixels']}, only where it is typed"
+        )
     found = weights.read_weights(path, which="model")
+    weights.check_layers(found, settings)
     flags = losses.settle(flags)
+    check_memory(path, flags, settings)
     return Start(flags, settings, found, path, found.state)
+
+
+def check_memory(checkpoint, flags, settings):
+    """Raises a UserError where the memory that --memory_size asks for is larger than the one in the checkpoint."""
+    path = os.path.join(checkpoint, PART_FILES["objective"])
+    size = 4 * flags["memory_size"] * (settings.embedding_size or settings.channels)
+    if size and not flags["force"] and (not os.path.isfile(path) or os.path.getsize(path) < size):
+        raise UserError(
+            f"{path}: no memory of {flags['memory_size']} embeddings (--force=True starts with an empty one)"
+        )
 
 
 def find_run(checkpoint, state):
@@ -355,7 +391,7 @@ def check_room(run, settings, same):
     for name in run.names():
         foreign = files.foreign_entry(os.path.join(run.path, name), CONTENT)
         if foreign:
-            print(f"note: {foreign} is not train.py's: the checkpoint that it lies in will not be deleted")
+            print(f"note: {plain(foreign, 1000)} is not train.py's: the checkpoint that it lies in will not be deleted")
     path = os.path.realpath(settings.pretrained_model) if settings.pretrained_model else ""
     if settings.overwrite and not same and path.startswith(os.path.join(os.path.realpath(run.path), "")):
         raise UserError(

@@ -2,12 +2,13 @@
 
 from utility import boolean
 from weights.formats import read_pickle
-from weights.load import DESCRIBED, Weights, find_weights, layer_size, load_weights, read_weights
+from weights.load import DESCRIBED, Weights, check_layers, find_weights, layer_size, load_weights, read_weights
 
 __all__ = [
     "DESCRIBED",
     "Weights",
     "add_weight_arguments",
+    "check_layers",
     "find_weights",
     "layer_size",
     "load_weights",

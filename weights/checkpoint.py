@@ -4,20 +4,23 @@
     ema.pdparams         the average of the network's state over the steps, where the run keeps one
     objective.pdparams   that of the objective, where a loss owns parameters or buffers
     model.pdopt          the optimizer's state, under the parameters' structured names
-    checkpoint.json      what else belongs to the run: settings, labels, how far it is
+    checkpoint.json      what else belongs to the run: settings, labels, how far it is, and the SHA-256 of the others
 
 Under its name there is all of it or nothing. Of a run's links `latest` and `best`, which are small files where there
 are no links, everything that takes a checkpoint takes either form.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import re
 
 import files
-from utility import UserError
+import models
+import reader
+from utility import UserError, check_values, make_parser, plain
 
 FORMAT = 1
 DESCRIPTION = "checkpoint.json"
@@ -56,13 +59,15 @@ def write_checkpoint(path, parts, description, make_way):
             raise UserError(f"{path}: not written: {more}")
     try:
         with files.temporary_folder(path) as temporary:
+            sums = {}
             for name, arrays in parts.items():
                 if arrays or name not in OPTIONAL:
                     file_name = os.path.join(temporary, PART_FILES[name])
                     paddle.save(arrays, file_name)
                     with open(file_name, "rb") as file:
                         files.sync(file.fileno())
-            write_description(temporary, description)
+                    sums[PART_FILES[name]] = _sha256(file_name)
+            _write_description(temporary, {**description, "sums": sums})
             make_way()
             os.rename(temporary, path)
         files.sync_directory(os.path.dirname(path))
@@ -70,22 +75,30 @@ def write_checkpoint(path, parts, description, make_way):
         raise UserError(f"{path}: cannot write the checkpoint: {error.strerror or error}") from None
 
 
-def write_description(path, description):
-    """Writes what `read_description` reads into the checkpoint folder `path`."""
+def update_description(path, changes):
+    """Replaces keys of what `read_description` reads from the checkpoint folder `path`."""
+    _write_description(path, {**read_description(path), **changes})
+
+
+def _write_description(path, description):
     with files.atomic_write(os.path.join(path, DESCRIPTION)) as file:
-        json.dump({"format": FORMAT, **description}, file, indent=1)
+        json.dump({**description, "format": FORMAT}, file, indent=1)
 
 
 def read_description(path, needed=()):
     """The dict that `write_checkpoint` was given as `description`, of the checkpoint folder `path`.
 
+    Its values have the types, and are in the ranges, that train.py writes; those of "settings" are such as the flags of
+    these names can have. Those of "args" are checked where they are used (`utility.check_values`).
+
     Args:
         needed: keys that must be there.
+
+    Raises: UserError
     """
     file_name = os.path.join(path, DESCRIPTION)
     try:
-        with open(file_name) as file:
-            description = json.load(file)
+        description = files.read_json(file_name)
     except OSError as error:
         raise UserError(f"{path}: not a checkpoint directory of train.py ({error.strerror}: {file_name})") from None
     except ValueError as error:
@@ -93,12 +106,101 @@ def read_description(path, needed=()):
     if not isinstance(description, dict):
         raise UserError(f"{file_name}: not readable as a checkpoint's description: no JSON object")
     if description.get("format") != FORMAT:
-        raise UserError(f"{file_name}: checkpoint format {description.get('format')}, this version reads {FORMAT}")
+        raise UserError(
+            f"{file_name}: checkpoint format {plain(description.get('format'), 50)}, this version reads {FORMAT}"
+        )
     missing = [key for key in needed if key not in description]
     if missing:
         raise UserError(f"{file_name}: not readable as a checkpoint's description: it lacks {missing[0]!r}")
     # Written before checkpoints inside an epoch existed.
-    return {"step": description.get("steps"), "evaluated": True, **description}
+    description = {"step": description.get("steps"), "evaluated": True, **description}
+    wrong = [key for key, is_right in _RIGHT.items() if key in description and not is_right(description[key])]
+    if wrong:
+        found = plain(json.dumps(description[wrong[0]]), 50)
+        raise UserError(f"{file_name}: not readable as a checkpoint's description: {wrong[0]!r} is {found}")
+    _check_together(description, file_name)
+    return description
+
+
+def _is_count(value, high=2**31 - 1):
+    return type(value) is int and 0 <= value <= high
+
+
+def _is_number(value):
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _are_labels(value):
+    in_range = isinstance(value, list) and all(type(label) is int and -(2**63) <= label < 2**63 for label in value)
+    return in_range and all(one < other for one, other in zip(value, value[1:]))
+
+
+def _is_best(value):
+    if not isinstance(value, dict):
+        return value is None
+    return _is_number(value.get("recall@1")) and _is_count(value.get("epoch"))
+
+
+def _is_plain(value):
+    """Whether a value is None, or a dict of texts, numbers and lists of one number."""
+    if not isinstance(value, dict):
+        return value is None
+    singles = [item[0] if isinstance(item, list) and len(item) == 1 else item for item in value.values()]
+    return all(item is None or isinstance(item, (str, bool)) or _is_number(item) for item in singles)
+
+
+# What the values of a description must be.
+_RIGHT = {
+    "epoch": _is_count,
+    "steps": _is_count,
+    "step": lambda value: value is None or _is_count(value),
+    "evaluated": lambda value: isinstance(value, bool),
+    "best": _is_best,
+    "labels": _are_labels,
+    "trained_labels": _are_labels,
+    "settings": lambda value: isinstance(value, dict),
+    "args": lambda value: isinstance(value, dict),
+    "process": _is_plain,
+    "scaler": _is_plain,
+    "train_list": lambda value: value is None or isinstance(value, str),
+    "val_list": lambda value: value is None or isinstance(value, str),
+    "log_bytes": lambda value: value is None or _is_count(value, 2**63 - 1),
+    "sums": _is_plain,
+}
+
+
+def _check_together(description, file_name):
+    """Raises a UserError where values of a description contradict each other, or settings are none that flags have."""
+    contradictions = {
+        "step": (description["step"] or 0) > description.get("steps", math.inf),
+        "trained_labels": not set(description.get("trained_labels", ())) <= set(description.get("labels", ())),
+    }
+    for key, wrong in contradictions.items():
+        if wrong:
+            raise UserError(f"{file_name}: not readable as a checkpoint's description: {key!r} contradicts the rest")
+    parser = make_parser("")
+    models.add_model_arguments(parser)
+    reader.add_data_arguments(parser)
+    check_values(parser, description.get("settings", {}), file_name)
+
+
+def check_sum(path, description):
+    """Raises a UserError where the part of a checkpoint in the file `path` is not the one that was written.
+
+    Args:
+        description: the checkpoint's; older ones have no sums, and nothing is checked.
+    """
+    wanted = (description.get("sums") or {}).get(os.path.basename(path))
+    if wanted and os.path.isfile(path) and _sha256(path) != wanted:
+        raise UserError(f"{path}: damaged or replaced: not the file that was written with the checkpoint")
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    with files.open_file(path) as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_part(saved, wanted, path):
@@ -147,9 +249,9 @@ def read_link(path):
     with contextlib.suppress(OSError, ValueError):
         if os.path.islink(path):
             name = os.readlink(path)
-        elif os.path.isfile(path) and os.path.getsize(path) < 100:
-            with open(path) as file:
-                name = file.read().strip()
+        elif os.path.isfile(path):
+            with files.open_file(path, most=100) as file:
+                name = file.read().decode().strip()
     return name if position(name) else None
 
 

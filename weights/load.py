@@ -9,7 +9,7 @@ import numpy as np
 import models
 from utility import UserError, plain
 from weights import layouts
-from weights.checkpoint import DESCRIPTION, EMA_FILE, WEIGHTS_FILE, read_description, resolve
+from weights.checkpoint import DESCRIPTION, EMA_FILE, WEIGHTS_FILE, check_sum, read_description, resolve
 from weights.formats import bfloat16_to_float32, read_fluid_directory, read_tensors
 from weights.imagenet import imagenet_file
 
@@ -48,11 +48,18 @@ def read_weights(path, model=None, which="ema"):
         tensors = read_fluid_directory(file_name, layouts.FLUID_NAMES)
     else:
         tensors = read_tensors(file_name)
+    state = read_state(file_name)
+    if state:
+        check_sum(file_name, state)
     renamed = layouts.recognise(tensors)
     if renamed is None:
         raise UserError(f"{file_name}: {_unknown_names(tensors)}")
-    state = read_state(file_name)
-    network = state["settings"]["model"] if state else layouts.architecture(renamed.tensors) or "network"
+    classes = _layer_size(renamed.tensors, "head")
+    if state and classes and len(state["labels"]) > classes:
+        raise UserError(
+            f"{file_name}: a head of {classes} classes, but {DESCRIPTION} has {len(state['labels'])} labels"
+        )
+    network = state["settings"].get("model") if state else layouts.architecture(renamed.tensors) or "network"
     source = f"{renamed.writer} {network}" + (f", epoch {state['epoch']}" if state else "")
     if state and os.path.basename(file_name) == EMA_FILE:
         source += ", average over its steps"
@@ -172,7 +179,24 @@ def load_weights(network, weights, model, head="fit", allow_partial=False):
     account += [_account(part, wanted, weights.tensors, wrong) for part in ("pool", "embedding", "head")]
     if weights.unused:
         account.append(f"unknown and not used: {_five(dict.fromkeys(weights.unused))}")
-    return "; ".join(filter(None, account))
+    return plain("; ".join(filter(None, account)), 2000)
+
+
+def check_layers(weights, settings):
+    """Raises a UserError where an embedding layer or head, to be built in the size that the file's has, is not there.
+
+    A bias or an empty array can claim any size.
+
+    Args:
+        weights: Weights, all of which are to be loaded; settings: models.Settings.
+    """
+    inputs = settings.channels
+    for layer, size in (("embedding", settings.embedding_size), ("head", settings.class_dim)):
+        weight = weights.tensors.get(f"{layer}.weight")
+        if size and (weight is None or list(weight.shape) != [inputs, size]):
+            there = "missing" if weight is None else list(weight.shape)
+            raise UserError(f"{weights.file_name}: {layer}.weight is {there} where {[inputs, size]} is needed")
+        inputs = size or inputs
 
 
 def layer_size(weights, layer):
