@@ -4,7 +4,6 @@ No paddle here: a batch is NumPy, and the network normalises it. Nothing is copi
 at random never depends on the timing of threads.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import dataclasses
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 import files
+import models
 import sampler
 import transforms
 from runtime import parallel
@@ -401,18 +401,6 @@ def read_in_order(samples, reading, batch_size):
 # ---------------------------------------------------------------- for the scripts
 
 
-def image_shape(text):
-    """The type of --image_shape: 3,height,width."""
-    try:
-        channels, height, width = (int(part) for part in text.split(","))
-        if channels != 3 or not 8 <= min(height, width) <= max(height, width) <= 4096:
-            raise ValueError
-    except ValueError:
-        message = f"expected 3,height,width with 8 to 4096 pixels each way, such as 3,224,224, not {text!r}"
-        raise argparse.ArgumentTypeError(message) from None
-    return [channels, height, width]
-
-
 def add_data_arguments(parser):
     """Adds the flags that describe lists and pictures, alike in all scripts."""
     group = parser.add_argument_group("data")
@@ -421,15 +409,7 @@ def add_data_arguments(parser):
         "--val_list", default="data/CUB200_val.txt", help="list of the images that recall is computed on"
     )
     group.add_argument("--data_dir", help="put before relative paths in a list (default: the list file's own folder)")
-    group.add_argument(
-        "--image_shape", type=image_shape, help="3,height,width (default: the checkpoint's, else 3,224,224)"
-    )
-    group.add_argument(
-        "--test_transform",
-        choices=list(TEST_TRANSFORMS),
-        help="center_crop: short side to 256/224 of the crop, then its centre, the original; resize: the whole "
-        "picture, for images that are cut to the object already (default: the checkpoint's, else center_crop)",
-    )
+    models.add_picture_arguments(group)
     group.add_argument("--num_workers", type=number(int, low=1), help="threads that read images (default: one a CPU)")
     group.add_argument(
         "--on_bad_image",

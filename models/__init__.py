@@ -3,10 +3,12 @@
 A new backbone is a file of its own and a row of MODELS.
 """
 
+import argparse
 import dataclasses
 import importlib
 
-from utility import UserError, number
+from transforms import TEST_TRANSFORMS
+from utility import UserError, check_values, make_parser, number
 
 # name -> file, class, arguments, dropout in front of the head, channels of the last feature map
 MODELS = {
@@ -105,6 +107,18 @@ class Settings:
         names = ("pooling", "embedding_size", "embedding_norm", "head", "head_scale", "last_stride")
         return build_model(self.model, self.class_dim, dropout=dropout, **{name: getattr(self, name) for name in names})
 
+    @staticmethod
+    def check(stored, source):
+        """Raises a UserError where the settings of a checkpoint, {name: value}, are none that flags can have.
+
+        Args:
+            source: the file that they are from.
+        """
+        parser = make_parser("")
+        add_model_arguments(parser)
+        add_picture_arguments(parser)
+        check_values(parser, stored, source)
+
     @property
     def channels(self):
         """Of the backbone's last feature map: the length of the pooled features."""
@@ -119,6 +133,31 @@ class Settings:
 IN_WEIGHTS = ("model", "pooling", "embedding_norm", "embedding_size", "head")
 # All of them but class_dim, which the head in the weights or the training list says.
 SETTLED = tuple(field.name for field in dataclasses.fields(Settings) if field.name != "class_dim")
+
+
+def image_shape(text):
+    """The type of --image_shape: 3,height,width."""
+    try:
+        channels, height, width = (int(part) for part in text.split(","))
+        if channels != 3 or not 8 <= min(height, width) <= max(height, width) <= 4096:
+            raise ValueError
+    except ValueError:
+        message = f"expected 3,height,width with 8 to 4096 pixels each way, such as 3,224,224, not {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
+    return [channels, height, width]
+
+
+def add_picture_arguments(parser):
+    """Adds the flags that say how pictures are brought to the network."""
+    parser.add_argument(
+        "--image_shape", type=image_shape, help="3,height,width (default: the checkpoint's, else 3,224,224)"
+    )
+    parser.add_argument(
+        "--test_transform",
+        choices=list(TEST_TRANSFORMS),
+        help="center_crop: short side to 256/224 of the crop, then its centre, the original; resize: the whole "
+        "picture, for images that are cut to the object already (default: the checkpoint's, else center_crop)",
+    )
 
 
 def add_model_arguments(parser):

@@ -35,10 +35,13 @@ def retrieval_metrics(features, labels, recall_at=(1, 2, 4, 8), gallery_features
         "R-precision": mean share of positives among the R nearest neighbours;
         "queries", and "queries_without_positive" where there are any: counts.
 
-    Raises: UserError for features that are NaN or infinite.
+    Raises: UserError for features that are NaN or infinite; ValueError where there are none, or as many labels not.
 
     Memory beyond the features: one normalised float32 copy of them (two with a gallery) and about 150 MB.
     """
+    for some, of_some in ((features, labels), (gallery_features, gallery_labels)):
+        if some is not None and not 0 < len(some) == len(of_some):
+            raise ValueError(f"{len(some)} features and {len(of_some)} labels")
     order = np.argsort(labels, kind="stable")
     query, query_labels = _unit(features, order), np.asarray(labels)[order]
     if gallery_features is None:
@@ -175,14 +178,20 @@ def _ranks(positive, row):
 
 def _unit(features, order):
     """features[order] as float32 vectors of length 1; zeros stay zeros."""
-    unit = features[order].astype(np.float32, copy=False)
-    # float64 for the lengths: squares of large features leave float32.
-    length = np.sqrt(np.einsum("nd,nd->n", unit, unit, dtype=np.float64))
-    broken = order[~np.isfinite(length)]
+    rows = features[order]
+    if rows.dtype not in (np.float32, np.float64):
+        rows = rows.astype(np.float32)
+    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    broken = order[~np.isfinite(largest)]
     if len(broken):
         raise UserError(
             f"{len(broken)} of {len(features)} embeddings are NaN or infinite (the first: number {broken.min()} of the "
             "list): the network has diverged or its weights are broken"
         )
+    # By a power of two, which rounds nothing, to values near 1: the square of any other may leave float32.
+    most = np.finfo(rows.dtype).maxexp - 2
+    rows *= np.ldexp(1.0, np.clip(-np.frexp(largest)[1], -most, most)).astype(rows.dtype)[:, None]
+    unit = rows.astype(np.float32, copy=False)
+    length = np.sqrt(np.einsum("nd,nd->n", unit, unit, dtype=np.float64))
     unit /= np.where(length > 0, length, 1)[:, None].astype(np.float32)
     return unit

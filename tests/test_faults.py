@@ -126,12 +126,11 @@ def test_a_run_killed_in_its_evaluation_makes_up_for_it(birds, tmp_path):
     process = start(birds, tmp_path / "killed", "--num_epochs=2")
     assert process.wait() == 0, process.stderr.read()
     path = tmp_path / "killed" / "ResNet8" / "1"
-    state = checkpoint.read_description(path)
     with open(path.parent / LOG_FILE) as file:
         lines = file.readlines()
     assert '"eval"' in lines[-1]
-    state.update(evaluated=False, best=None, log_bytes=len("".join(lines[:-1])))
-    checkpoint.write_description(path, state)
+    changes = {"evaluated": False, "best": None, "log_bytes": len("".join(lines[:-1]))}
+    checkpoint.update_description(path, changes)
     os.remove(path.parent / "best")
     run("train.py", f"--model_save_dir={tmp_path}/killed", "--checkpoint=latest")
     with open(path.parent / LOG_FILE) as file:

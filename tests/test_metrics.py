@@ -144,11 +144,28 @@ def test_a_query_that_is_in_the_gallery_finds_itself():
     assert retrieval_metrics(features, labels, (1,), features, labels)["recall@1"] == 1
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e4, 1e18])
+@pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e-8, 1e4, 1e18, 1e37])
 def test_the_length_of_features_does_not_matter(scale):
     features, labels = clustered(np.random.default_rng(9), 6, 6)
     wanted = retrieval_metrics(features, labels)
     assert retrieval_metrics(features * np.float32(scale), labels) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-44, 1e39, 1e300])
+def test_lengths_that_float32_lacks(scale):
+    features, labels = clustered(np.random.default_rng(9), 6, 6)
+    wanted = retrieval_metrics(features, labels)
+    assert retrieval_metrics(features.astype(np.float64) * scale, labels) == pytest.approx(wanted)
+    high = np.sign(features).astype(np.float32)  # 512 values of 2e37 are longer than float32 can say
+    wide, longest = np.tile(high, (1, 64)), np.tile(high, (1, 64)) * np.float32(2e37)
+    assert retrieval_metrics(longest, labels) == pytest.approx(retrieval_metrics(wide, labels))
+
+
+def test_counts_that_do_not_fit():
+    features, labels = clustered(np.random.default_rng(9), 6, 6)
+    for arguments in ((features[:0], labels[:0]), (features, labels[1:]), (features, labels, (1,), features[:0], [])):
+        with pytest.raises(ValueError, match="features and"):
+            retrieval_metrics(*arguments)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

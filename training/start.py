@@ -206,6 +206,8 @@ def continue_run(flags, typed, parser):
     settings = Settings.settle(flags, state["settings"], fixed)
     before = state["args"]
     check_values(parser, before, os.path.join(path, DESCRIPTION))
+    if not {"loss_name", "optimizer"} <= set(before):
+        raise UserError(f"{os.path.join(path, DESCRIPTION)}: does not say with which loss and optimizer the run began")
     taken = set(before) & set(flags) - typed - set(THIS_PROCESS)  # without flags that are no more
     if flags["loss_name"] != before["loss_name"] and "loss_name" in typed:
         taken -= {*losses.FLAGS, "alpha", "loss_lr_scale", "head_lr_scale"}  # each loss has its own

@@ -18,9 +18,8 @@ import os
 import re
 
 import files
-import models
-import reader
-from utility import UserError, check_values, make_parser, plain
+from models import Settings
+from utility import UserError, plain
 
 FORMAT = 1
 DESCRIPTION = "checkpoint.json"
@@ -178,10 +177,7 @@ def _check_together(description, file_name):
     for key, wrong in contradictions.items():
         if wrong:
             raise UserError(f"{file_name}: not readable as a checkpoint's description: {key!r} contradicts the rest")
-    parser = make_parser("")
-    models.add_model_arguments(parser)
-    reader.add_data_arguments(parser)
-    check_values(parser, description.get("settings", {}), file_name)
+    Settings.check(description.get("settings", {}), file_name)
 
 
 def check_sum(path, description):

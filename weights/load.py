@@ -17,6 +17,7 @@ from weights.imagenet import imagenet_file
 # who wrote what; unused: names in the file that mean nothing here; hint: a reason known for weights that don't fit.
 Weights = collections.namedtuple("Weights", "tensors file_name state source unused hint")
 
+LARGE = 2**24  # values of a layer, 64 MB, that are not built on a file's word alone
 # What a description must have for its weights to be used.
 DESCRIBED = ("epoch", "settings", "labels", "trained_labels")
 
@@ -183,19 +184,20 @@ def load_weights(network, weights, model, head="fit", allow_partial=False):
 
 
 def check_layers(weights, settings):
-    """Raises a UserError where an embedding layer or head, to be built in the size that the file's has, is not there.
+    """Raises a UserError where a large embedding layer or head would be built that is not in the file.
 
-    A bias or an empty array can claim any size.
+    A bias, or an array without values, can claim any size.
 
     Args:
-        weights: Weights, all of which are to be loaded; settings: models.Settings.
+        weights: Weights; settings: models.Settings, with the sizes that these say.
     """
     inputs = settings.channels
     for layer, size in (("embedding", settings.embedding_size), ("head", settings.class_dim)):
         weight = weights.tensors.get(f"{layer}.weight")
-        if size and (weight is None or list(weight.shape) != [inputs, size]):
-            there = "missing" if weight is None else list(weight.shape)
-            raise UserError(f"{weights.file_name}: {layer}.weight is {there} where {[inputs, size]} is needed")
+        there = 0 if weight is None else weight.size
+        if inputs * size > max(there, LARGE):
+            found = "missing" if weight is None else list(weight.shape)
+            raise UserError(f"{weights.file_name}: {layer}.weight is {found} where {[inputs, size]} is needed")
         inputs = size or inputs
 
 
