@@ -3,6 +3,7 @@
 # make test         all tests, and the linter
 # make test-2.6     the tests of scripts, weights, faults and several processes on paddlepaddle 2.6.2
 # make soak         ends training runs in every way for half an hour (MINUTES=...), and checks that nothing is lost
+# make fuzz         damaged inputs of every kind for ten minutes (MINUTES=... SEED=...), and what is promised of them
 # make bench        speed and memory against what people use instead (benchmarks/README.md); ROWS="reader losses": a part
 # make clean        removes the environments that make has made; data/sample and output_quickstart stay
 # PYTHON=python3.12 chooses the interpreter (3.9 to 3.13), REQUIREMENTS=... another set of packages.
@@ -19,7 +20,7 @@ endif
 REQUIREMENTS ?= requirements.txt
 RUN := $(VENV)/bin/python
 
-.PHONY: help quickstart test test-2.6 soak bench clean
+.PHONY: help quickstart test test-2.6 soak fuzz bench clean
 
 help:
 	@sed -n '/^# \(make\|PYTHON\)/s/^# //p' Makefile
@@ -42,6 +43,9 @@ test-2.6:
 
 soak: $(VENV)/installed-dev
 	$(RUN) tests/programs/soak.py --minutes=$(or $(MINUTES),30)
+
+fuzz: $(VENV)/installed-dev
+	$(RUN) tests/programs/fuzz.py --minutes=$(or $(MINUTES),10) --seed=$(or $(SEED),0)
 
 bench: .venv-bench/installed
 	.venv-bench/bin/python benchmarks/run.py $(ROWS)
