@@ -115,9 +115,15 @@ def announced(answer):
     return int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
-def blocks(answer, slow=SLOW):
-    """Yields the bytes of an answer as they come, and closes it. Raises: Broken, where too few come, too."""
-    seconds, least = slow
+def blocks(answer, slow=None):
+    """Yields the bytes of an answer as they come, and closes it.
+
+    Args:
+        slow: seconds, and the bytes that must come in them; default: SLOW.
+
+    Raises: Broken, where too few come, too.
+    """
+    seconds, least = slow or SLOW
     start, came = time.monotonic(), 0
     try:
         while True:
