@@ -1,8 +1,11 @@
 """data/download.py and data/unpack.py: their functions, against a small server on this machine."""
 
 import base64
+import bz2
+import gzip
 import hashlib
 import io
+import lzma
 import os
 import socket
 import ssl
@@ -402,6 +405,61 @@ def test_what_is_refused_is_one_line_and_writes_nothing_outside(tmp_path, conten
     assert text.startswith(f"cannot unpack {tmp_path}/a.tar: ") and message in text
     assert "\n" not in text and len(text) < 600
     assert not list(tmp_path.rglob("*evil*")) and not (tmp_path / "a").exists()
+
+
+def header(name="a", size=0, kind=tarfile.REGTYPE):
+    """A header of a tar, of a file with any `size`."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+LONG = {
+    "name": header(size=1 << 33, kind=tarfile.GNUTYPE_LONGNAME),
+    "records": header(size=1 << 33, kind=tarfile.XHDTYPE),
+    "many": header() * 3000,
+    "many names": (header(size=512, kind=tarfile.GNUTYPE_LONGNAME) + b"x" * 512 + header()) * 1000,
+    "negative": header(size=-512) * 2,
+    "chain": header(kind=tarfile.XHDTYPE) * 5000 + header(),
+    "text": header(size=5_000_192) + bytes(5_000_192) + header(),
+    "too large": header(size=1 << 62),
+}
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "inside"])
+@pytest.mark.parametrize("name", LONG)
+def test_an_archive_that_is_much_larger_than_it_looks(tmp_path, monkeypatch, name, kind):
+    monkeypatch.setattr(unpack, "HEADERS", 1 << 20)
+    content = LONG[name] + bytes(1024)
+    packer = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "inside": gzip.compress}[kind]
+    content = packer(content) if kind != "inside" else tar({"n01.tar": packer(content)}, "w")
+    start = time.monotonic()
+    with pytest.raises(UserError, match="cannot unpack") as error:
+        unpacked(tmp_path, content)
+    assert "\n" not in str(error.value) and time.monotonic() - start < 5
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 10**6
+
+
+def test_holes_are_no_pictures(tmp_path):
+    info = tarfile.TarInfo("1.jpg")
+    info.pax_headers = {
+        "GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "1.jpg",
+        "GNU.sparse.realsize": str(1 << 30),
+    }  # fmt: skip
+    info.size = 512
+    content = info.tobuf(tarfile.PAX_FORMAT) + b"1\n0\n0\n".ljust(512, b"\0") + bytes(1024)
+    with pytest.raises(UserError, match="1073741824 bytes come out of it, more than 1048576"):
+        unpacked(tmp_path, content)
+
+
+def test_what_is_in_the_way_of_a_member(tmp_path):
+    (tmp_path / "a.part").mkdir()
+    os.mkfifo(tmp_path / "a.part" / "1.jpg")
+    with pytest.raises(UserError, match=r"1\.jpg is in the way"):
+        unpacked(tmp_path, tar({"1.jpg": b"1"}))
+    os.rename(tmp_path / "a.part" / "1.jpg", tmp_path / "pipe")
+    with pytest.raises(UserError, match="a pipe, not a file"):
+        unpack.unpack(str(tmp_path / "pipe"), str(tmp_path / "b"))
 
 
 def test_no_more_than_the_disk_holds(tmp_path, monkeypatch):
