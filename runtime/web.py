@@ -63,6 +63,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             raise Failed("it leads to what is no web server")
         if new and len(origins) == 1 and req.has_header("Authorization"):
             new.add_unredirected_header("Authorization", req.get_header("Authorization"))
+        if new:
+            fp.close()  # its body would be read to the end, which it may not have
         return new
 
     http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302

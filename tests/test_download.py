@@ -194,6 +194,12 @@ def test_a_server_that_never_ends_and_one_that_hardly_speaks(tmp_path, monkeypat
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 10**6
 
 
+def test_a_redirect_whose_body_has_no_end(tmp_path):
+    with talking(b"HTTP/1.1 302 Found\r\nLocation: /b\r\n\r\n", b"x" * (1 << 20)) as (url, asked):
+        assert "HTTP error 302" in fails(wanted(tmp_path), url)
+    assert len(asked) <= 11
+
+
 @pytest.mark.parametrize("length", [b"abc", b"9" * 5000, b"-5", b"\xb2", b"1e3", b"9" * 18, b""])
 def test_lengths_that_are_none(tmp_path, length):
     with talking(HEAD + b"Content-Length: " + length + b"\r\n\r\n" + CONTENT, b"") as (url, _):
