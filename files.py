@@ -17,7 +17,7 @@ import shutil
 import stat
 import tempfile
 
-from utility import UserError, plain
+from utility import UserError, say
 
 # What a file system says that can't do something, as against one that is full or broken.
 CANNOT = {errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EXDEV}
@@ -276,7 +276,7 @@ def keep(path, name=None):
     """
     name = name if name and not os.path.lexists(name) else free_name(path)
     os.rename(path, name)
-    print(f"note: {plain(path, 1000)} was in the way and is kept: it is now {plain(name, 1000)}")
+    say(f"note: {path} was in the way and is kept: it is now {name}")
 
 
 # ---------------------------------------------------------------- what a folder can do

@@ -25,7 +25,7 @@ import download
 import split
 import unpack
 import utility
-from utility import UserError
+from utility import UserError, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ def prepare(folder, edition, url=None):
     """
     archive, top = os.path.join(folder, edition.archive), os.path.join(folder, edition.top)
     if os.path.exists(top):
-        print(f"{top} is here already")
+        say(f"{top} is here already")
     else:
         by_hand = (
             f"download {edition.homes[-1]} in a browser ({edition.size} bytes), put it at {archive} and run this again"
@@ -104,7 +104,7 @@ def prepare(folder, edition, url=None):
         wanted = download.Wanted(edition.name, archive, edition.size, f"sha256:{edition.sha256}", by_hand)
         download.fetch(wanted, [url] if url else edition.homes)
         unpack.unpack(archive, top, edition.top)
-        print(f"{archive} is no longer needed")
+        say(f"{archive} is no longer needed")
     images = os.path.join(folder, *edition.images.split("/"))
     found = count_pictures(images)
     if found != edition.count:
@@ -114,7 +114,7 @@ def prepare(folder, edition, url=None):
         )
     split.split(images, folder, "CUB200", None, False)
     if all(os.path.exists(os.path.join(folder, other.top)) for other in EDITIONS.values()):
-        print(f"note: images/ and CUB_200_2011/ are both in {folder}; the lists now name the images of {edition.name}")
+        say(f"note: images/ and CUB_200_2011/ are both in {folder}; the lists now name the images of {edition.name}")
 
 
 def main():

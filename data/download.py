@@ -11,46 +11,34 @@ import base64
 import contextlib
 import dataclasses
 import encodings.idna  # noqa: F401  else imported with the first connection, where a Ctrl-C can get lost
-import ftplib
 import hashlib
-import http.client
+import itertools
 import os
 import re
 import shutil
-import socket
-import ssl
 import sys
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import files
 import utility
-from runtime import process
-from utility import UserError
+from runtime import process, web
+from runtime.web import SLOW, TIMEOUT, Broken, Failed, explain
+from utility import UserError, say
 
 AGENT = "deep-metric-learning"  # some hosts refuse Python's own name
-TIMEOUT = 30  # seconds without a byte
-SLOW = 60, 60_000  # a connection is given up that brings fewer bytes than the second number in the first, in seconds
 POOR = 10, 1_000_000  # so many connections in a row may break before they have brought so many bytes
-BLOCK = 1 << 16
+MOST = 1 << 28  # bytes of a file whose size is not known
 PAGE = "it is a web page (a login, or Google Drive asking a person to confirm)"
-
-
-class Failed(Exception):
-    """An address does not give the file; the message is the reason, without the address."""
-
-
-class Broken(Failed):
-    """The connection ended too early: another may go on."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
     """A file that is needed: its name in messages, its path, how to check it, and how a person can get it.
 
-    `size` is in bytes, None for any; `digest` is such as "sha256:0c68...".
+    `size` is in bytes, None for any up to MOST; `digest` is such as "sha256:0c68...".
     """
 
     name: str
@@ -108,7 +96,7 @@ def without_secrets(url):
     # Up to the last @, unless a plain host stands before it: a password may hold any character.
     if "@" in rest and not re.match(r"[^/@?#:]*(:\d+)?([/?#]|$)", rest):
         rest = rest.rpartition("@")[2]
-    return scheme + re.split("[?#]", rest)[0]
+    return utility.plain(scheme + re.split("[?#]", rest)[0], 1000)
 
 
 def split_login(url):
@@ -126,59 +114,22 @@ def split_login(url):
     return address, "Basic " + base64.b64encode(plain.encode()).decode()
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, 308 in Python 3.9 and 3.10, too; a password stays with the host that it is for."""
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        new = super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
-        origins = {urllib.parse.urlsplit(address)[:2] for address in (req.full_url, newurl)}
-        if new and len(origins) == 1 and req.has_header("Authorization"):
-            new.add_unredirected_header("Authorization", req.get_header("Authorization"))
-        return new
-
-    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
-
-
-def explain(error):
-    """What went wrong with a connection, in words that hold nothing of the address."""
-    if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP error {error.code}"
-    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    if isinstance(reason, ftplib.Error) or str(reason).startswith("ftp error"):
-        return "FTP error"
-    if isinstance(reason, socket.gaierror):
-        return "host not found"
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted ({reason.verify_message})"
-    if isinstance(reason, ssl.SSLError):
-        return "no secure connection"
-    if isinstance(reason, (socket.timeout, ConnectionError)):
-        return "no answer"
-    if isinstance(reason, OSError):
-        return f"no answer ({reason.strerror or 'refused by a proxy'})"
-    if isinstance(reason, http.client.HTTPException) and not isinstance(reason, http.client.InvalidURL):
-        return "not an answer of a web server"
-    return "not an address of a file"
-
-
 def request(url, start):
-    """Asks for a file from byte `start` on; -> the answer. Raises: Failed; HTTPError for 416, nothing is there."""
+    """Asks for a file from byte `start` on; -> the answer. Raises: Failed; web.Beyond where nothing is there."""
     try:
+        if re.search(r"[\0-\x1f\x7f]", url):  # which urllib would leave out: another address
+            raise Failed("not an address: it has a line break or another control character in it")
         address, authorization = split_login(url)
         if urllib.parse.urlsplit(address).scheme not in ("http", "https", "ftp"):
             raise Failed("no such kind of address: it must begin with http://, https://, ftp:// or file:///")
         asked = urllib.request.Request(address, headers={"User-Agent": AGENT})
-        if start:
-            asked.add_header("Range", f"bytes={start}-")
-        if authorization:
-            asked.add_unredirected_header("Authorization", authorization)
-        return urllib.request.build_opener(_Redirects).open(asked, timeout=TIMEOUT)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-            if error.code == 416 and start:
-                raise
+    except ValueError as error:
         raise Failed(explain(error)) from None
+    if start:
+        asked.add_header("Range", f"bytes={start}-")
+    if authorization:
+        asked.add_unredirected_header("Authorization", authorization)
+    return web.ask(asked, TIMEOUT)
 
 
 # ---------------------------------------------------------------- one address
@@ -228,7 +179,7 @@ def wrong_with(path, wanted):
     algorithm, _, digest = wanted.digest.partition(":")
     found, size = hashlib.new(algorithm), bytes_of(path)
     try:
-        with open(path, "rb") as file:
+        with files.open_file(path) as file:
             if is_page(file.read(512)):
                 return PAGE
             if wrong_size(size, wanted.size):
@@ -254,37 +205,27 @@ def opened_part(path, start):
             file.truncate()
             yield file
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def read(answer):
-    """The next bytes of an answer, b"" at its end. Raises: Broken."""
-    try:
-        return answer.read1(BLOCK)
-    except (OSError, ValueError, http.client.HTTPException):
-        raise Broken("the connection broke") from None
+def write_blocks(blocks, part, start, size):
+    """Writes what comes to a partial file from byte `start` on. Raises: Failed, UserError.
 
-
-def write_answer(answer, block, part, start, size):
-    """Writes an answer, of which `block` has been read, to a partial file from `start` on. Raises: Failed, UserError.
+    Args:
+        blocks: iterable of bytes.
+        size: bytes of the whole file; no more than one block beyond them is written.
 
     Returns: the bytes that the file then has.
     """
     done, meter = start, Meter(size, start)
-    window, window_start = time.monotonic(), start
     try:
         with opened_part(part, start) as file:
-            while block:
+            for block in blocks:
                 file.write(block)
                 done += len(block)
-                if size is not None and done > size:
+                if done > size:
                     break  # whatever follows must not fill the disk
                 meter.show(done)
-                if time.monotonic() - window > SLOW[0]:
-                    if done - window_start < SLOW[1]:
-                        raise Broken("it is too slow")
-                    window, window_start = time.monotonic(), done
-                block = read(answer)
     finally:
         meter.end()
     return done
@@ -298,37 +239,44 @@ def receive(url, part, size):
     start = bytes_of(part)
     try:
         answer = request(url, start)
-    except urllib.error.HTTPError:  # the server's file ends before ours does
+    except web.Beyond:  # the server's file ends before ours does
         answer = request(url, 0)
-    with answer:
-        continues = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range") or "")
+    with contextlib.closing(web.blocks(answer, SLOW)) as blocks:
+        block = next(blocks, b"")
+        continues = re.match(r"bytes ([0-9]{1,18})-", answer.headers.get("Content-Range") or "")
         if getattr(answer, "status", None) != 206:
             start = 0  # this server can't go on in the middle of a file: all of it comes
         elif not continues or int(continues[1]) != start:
             raise Failed("the server goes on at another place than was asked for")
-        length = answer.headers.get("Content-Length") or ""
-        total = start + int(length) if length.isdigit() else size
-        block = read(answer)
+        length = web.announced(answer)
+        total = size if length is None else start + length
         if start == 0 and is_page(block):
             raise Failed(f"not the right file: {PAGE}")
         if total is not None and wrong_size(total, size):
             raise Failed(f"not the right file: {wrong_size(total, size)}")
-        done = write_answer(answer, block, part, start, total)
-    if total is not None and done > total:
+        most = MOST if total is None else total
+        if most > MOST and size is None:
+            raise Failed(f"not the right file: it has {most} bytes, more than {MOST}")
+        done = write_blocks(itertools.chain([block], blocks), part, start, most)
+    if done > most:
         os.remove(part)
-        raise Failed(f"not the right file: it has more than {total} bytes")
+        raise Failed(f"not the right file: it has more than {most} bytes")
     if total is not None and done < total:
         raise Broken(f"it ended after {done} of {total} bytes")
 
 
-def copy_file(path, part):
+def copy_file(path, part, size):
     """Copies a file of this machine to a partial file. Raises: Failed, UserError."""
     try:
-        source = open(path, "rb")  # noqa: SIM115  # what fails here is another mistake than what fails below
-    except OSError as error:
-        raise Failed(f"cannot copy it: {error.strerror}") from None
-    with source, opened_part(part, 0) as target:
-        shutil.copyfileobj(source, target, 1 << 20)
+        source = files.open_file(path, MOST if size is None else None)
+    except (OSError, ValueError) as error:
+        raise Failed(f"cannot copy it: {getattr(error, 'strerror', None) or error}") from None
+    with source:
+        wrong = wrong_size(os.fstat(source.fileno()).st_size, size)
+        if wrong:
+            raise Failed(f"not the right file: {wrong}")
+        with opened_part(part, 0) as target:
+            shutil.copyfileobj(source, target, 1 << 20)
 
 
 def get(url, part, size):
@@ -337,7 +285,7 @@ def get(url, part, size):
     Raises: Failed, UserError
     """
     if url.startswith("file://"):
-        copy_file(url[len("file://") :], part)
+        copy_file(url[len("file://") :], part, size)
         return
     most, poor = bytes_of(part), 0
     while True:
@@ -363,7 +311,7 @@ def try_address(wanted, url, part):
         os.remove(part)  # without a known size a whole file can't be told from a broken one
     size, begun = wanted.size, bytes_of(part)
     amount = "" if size is None else f" ({size} bytes, {begun} of them are here)"
-    print(f"downloading {wanted.name} from {without_secrets(url)}{amount}", flush=True)
+    say(f"downloading {wanted.name} from {without_secrets(url)}{amount}")
     if begun != size:
         get(url, part, size)
     print("checking it", flush=True)
@@ -382,7 +330,7 @@ def fetch(wanted, urls):
     """
     path, folder = wanted.path, os.path.dirname(wanted.path) or os.curdir
     if os.path.exists(path):
-        print(f"checking {path}" + ("" if wanted.size is None else f" ({wanted.size // 10**6} MB)"), flush=True)
+        say(f"checking {path}" + ("" if wanted.size is None else f" ({wanted.size // 10**6} MB)"))
         wrong = wrong_with(path, wanted)
         if wrong:
             raise UserError(

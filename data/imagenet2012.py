@@ -24,18 +24,19 @@ Environment:
                       as everywhere
 """
 
+import itertools
 import os
 import shlex
 import struct
 import sys
-import tarfile
 import zlib
 
 import download
+import files
 import split
 import unpack
 import utility
-from utility import UserError
+from utility import UserError, say
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 TARS = {"val": "ILSVRC2012_img_val.tar", "train": "ILSVRC2012_img_train.tar"}
@@ -52,7 +53,8 @@ MD5 = {
 NUMBERS = {1: "b", 2: "B", 3: "h", 4: "H", 5: "i", 6: "I", 7: "f", 9: "d", 12: "q", 13: "Q", 16: "B", 17: "H", 18: "I"}
 COMPRESSED = 15
 STRUCT, TEXT = 2, 4
-LIMIT = 1 << 28  # bytes of an element; the table's own is less than 1 MB
+LIMIT = 1 << 24  # bytes of an element; the table's own is less than 1 MB
+MOST_ARRAYS, MOST_COLUMNS, LONGEST_NAME = 100, 100, 64  # of the file, of a table, of its columns
 
 
 def inflate(content):
@@ -72,12 +74,17 @@ def elements(data, at=0):
             yield kind & 0xFFFF, data[at + 4 : at + 4 + (kind >> 16)]
             at += 8
             continue
-        content = data[at + 8 : at + 8 + size]
-        if kind == COMPRESSED:
-            yield from elements(inflate(content))
-        else:
-            yield kind, content
+        yield kind, data[at + 8 : at + 8 + size]
         at += 8 + size + (0 if kind == COMPRESSED else -size % 8)
+
+
+def arrays(mat):
+    """Yields the content of each array of a MATLAB 5 file, compressed or not."""
+    for kind, content in itertools.islice(elements(mat, 128), MOST_ARRAYS):
+        if kind == COMPRESSED:
+            yield next(elements(inflate(content)), (0, b""))[1]
+        else:
+            yield content
 
 
 def numbers(element):
@@ -94,30 +101,41 @@ def value(array):
     return int(numbers(content)[0])
 
 
+def columns(array):
+    """-> dict name -> the arrays of that column of a table, or None where the array is none. Raises: ValueError."""
+    flags, _dimensions, _name, *rest = elements(array)
+    if numbers(flags)[0] & 0xFF != STRUCT:
+        return None
+    (_, width), (_, names), *fields = rest
+    width = struct.unpack("<i", width)[0]
+    if not 0 < width <= LONGEST_NAME or len(names) > width * MOST_COLUMNS:
+        raise ValueError("its columns have no names")
+    names = [names[i : i + width].split(b"\0")[0].decode() for i in range(0, len(names), width)]
+    return {name: [array for _, array in fields[i :: len(names)]] for i, name in enumerate(names)}
+
+
 def read_classes(mat):
     """-> dict ILSVRC2012_ID -> WordNet id of the classes proper; meta.mat also has the groups above them."""
-    for _, array in elements(mat, 128):
-        flags, _dimensions, _name, *rest = elements(array)
-        if numbers(flags)[0] & 0xFF != STRUCT:
-            continue
-        (_, width), (_, names), *fields = rest
-        width = struct.unpack("<i", width)[0]
-        names = [names[i : i + width].split(b"\0")[0].decode() for i in range(0, len(names), width)]
-        column = {name: [array for _, array in fields[i :: len(names)]] for i, name in enumerate(names)}
-        rows = zip(column["ILSVRC2012_ID"], column["WNID"], column["num_children"])
-        return {value(number): value(wnid) for number, wnid, children in rows if value(children) == 0}
-    raise UserError("no table of classes in it")
+    table = next((table for table in map(columns, arrays(mat)) if table), None)
+    if not table:
+        raise UserError("no table of classes in it")
+    rows = zip(table["ILSVRC2012_ID"], table["WNID"], table["num_children"])
+    classes = {value(number): value(wnid) for number, wnid, children in rows if value(children) == 0}
+    kinds = {(type(number), type(wnid)) for number, wnid in classes.items()}
+    if not kinds <= {(int, str)} or len(set(classes.values())) < len(classes):
+        raise ValueError("its classes are not numbers, each with a name of its own")
+    return classes
 
 
 def read_devkit(path):
     """-> dict ILSVRC2012_ID -> WordNet id; list of the ILSVRC2012_ID of each validation image. Raises: UserError."""
     folder = "ILSVRC2012_devkit_t12/data/"
     try:
-        with tarfile.open(path) as archive:
-            mat = archive.extractfile(folder + "meta.mat").read()
-            truth = archive.extractfile(folder + "ILSVRC2012_validation_ground_truth.txt").read()
+        with files.open_file(path) as file, unpack.Archive.open(fileobj=file) as archive:
+            mat = archive.extractfile(folder + "meta.mat").read(LIMIT)
+            truth = archive.extractfile(folder + "ILSVRC2012_validation_ground_truth.txt").read(LIMIT)
         classes, truth = read_classes(mat), [int(line) for line in truth.split()]
-    except (UserError, struct.error, LookupError, AttributeError, *unpack.BROKEN) as error:
+    except (UserError, unpack.Refused, struct.error, LookupError, AttributeError, TypeError, *unpack.BROKEN) as error:
         raise UserError(f"{path}: cannot read the classes: {unpack.first_line(error)}") from None
     if not set(truth) <= set(classes):
         raise UserError(f"{path}: its validation images have classes that it does not name")
@@ -142,9 +160,10 @@ def train_rows(root, label):
     for wnid in sorted(label):
         names = sorted(name for name in os.listdir(os.path.join(folder, wnid)) if not name.startswith("."))
         for name in names:
-            if not split.fits_a_list(name):
-                raise UserError(f"{os.path.join(folder, wnid, name)!r}: a list cannot hold this name: rename it")
-            rows.append(f"train/{wnid}/{name} {label[wnid]}\n")
+            path = f"train/{wnid}/{name}"
+            if not split.fits_a_list(path):
+                raise UserError(f"{os.path.join(root, path)!r}: a list cannot hold this name: rename it")
+            rows.append(f"{path} {label[wnid]}\n")
     return rows
 
 
@@ -181,7 +200,7 @@ def write_lists(devkit, root, expected):
     lists = {os.path.join(root, "train_list.txt"): train, os.path.join(root, "val_list.txt"): val}
     split.write_lists({path: "".join(rows) for path, rows in lists.items()})
     for path, rows in lists.items():
-        print(f"{path}: {len(rows)} images, labels 0-{len(label) - 1}")
+        say(f"{path}: {len(rows)} images, labels 0-{len(label) - 1}")
     if len(classes) == 1000 and len(train) != 1281167:
         print(f"warning: {len(train)} training images instead of 1281167: files added or removed?", file=sys.stderr)
     return list(lists)
@@ -228,7 +247,7 @@ def prepare(tars, output, url=None):
     parts = []
     for part in TARS:
         if os.path.isdir(os.path.join(output, part)):
-            print(f"{os.path.join(output, part)} is here already")
+            say(f"{os.path.join(output, part)} is here already")
         else:
             parts.append(part)
     fetch_files(tars, parts, url)
@@ -236,7 +255,7 @@ def prepare(tars, output, url=None):
         unpack.unpack(os.path.join(tars, TARS[part]), os.path.join(output, part))
     train_list, val_list = write_lists(os.path.join(tars, DEVKIT), output, expected)
     flags = [f"--train_list={train_list}", f"--val_list={val_list}", "--class_dim=1000"]
-    print("next:", shlex.join(["python", "train.py", *flags]))
+    say("next: " + shlex.join(["python", "train.py", *flags]))
 
 
 def main():

@@ -19,16 +19,19 @@ import io
 import json
 import math
 import os
-import sys
+import re
+import stat
 
 import cv2
 import numpy as np
 
-from split import UserError, files, split
+from split import UserError, files, process, say, split
 
 MARK = "sample.json"  # says that a folder is a sample, and which files in it are ours
+MOST_MARK = 1 << 20  # bytes; that of 200 species has 60,000
 LISTS = ("birds_train.txt", "birds_val.txt", "birds_classes.txt")
 EARLIER_LISTS = ("CUB200_train.txt", "CUB200_val.txt", "CUB200_classes.txt")  # the same in a sample of an older version
+RANGES = {"species": (2, 200), "images": (2, 9999), "size": (32, 1024), "seed": (0, 2**63 - 1)}
 LEFTOVERS = (".DS_Store", "Thumbs.db", "desktop.ini")  # what file viewers leave in folders that they show
 
 # ---------------------------------------------------------------- species
@@ -289,34 +292,66 @@ def expose(image, rng):
 
 
 def fail(message):
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    raise UserError(message)
+
+
+def species_folder(number, name):
+    return os.path.join("images", f"{number:03d}.{name}")
 
 
 def picture_paths(names, images):
     """-> list of (species, image, path below the sample's folder), both counted from 1."""
     return [
-        (s, i, os.path.join("images", f"{s:03d}.{name}", f"{name}_{i:04d}.jpg"))
+        (s, i, os.path.join(species_folder(s, name), f"{name}_{i:04d}.jpg"))
         for s, name in enumerate(names, 1)
         for i in range(1, images + 1)
     ]
 
 
+def read_mark(folder):
+    """What sample.json says: -> (dict folder of a species -> its name, pictures of each species).
+
+    Raises: OSError, ValueError, KeyError, TypeError.
+    """
+    path = os.path.join(folder, MARK)
+    if os.path.getsize(path) > MOST_MARK:
+        raise ValueError
+    sample = files.read_json(path)
+    names, images = [bird["name"] for bird in sample["species"]], sample["images"]
+    for key, value in (("species", len(names)), ("images", images)):
+        if type(value) is not int or not RANGES[key][0] <= value <= RANGES[key][1]:
+            raise ValueError
+    return {species_folder(number, name): name for number, name in enumerate(names, 1)}, images
+
+
 def foreign_file(folder):
-    """What keeps a folder from being a sample of ours that may be deleted: a path in it, or None."""
+    """What keeps a folder from being a sample of ours that may be deleted: a path in it, or None. Raises: OSError."""
     try:
-        with open(os.path.join(folder, MARK), encoding="utf-8") as file:
-            sample = json.load(file)
-        ours = {path for _, _, path in picture_paths([bird["name"] for bird in sample["species"]], sample["images"])}
+        names, images = read_mark(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return os.path.join(folder, MARK) + " (missing or unreadable)"
     earlier = not any(os.path.lexists(os.path.join(folder, name)) for name in LISTS)
-    ours.update((MARK, *(EARLIER_LISTS if earlier else LISTS)))
-    for root, folders, names in os.walk(folder):
-        for name in names + [name for name in folders if os.path.islink(os.path.join(root, name))]:
-            path = os.path.join(root, name)
-            if os.path.relpath(path, folder) not in ours and name not in LEFTOVERS:
+    ours = {MARK, *(EARLIER_LISTS if earlier else LISTS)}
+
+    def is_ours(path):
+        inside, name = os.path.split(path)
+        number = re.fullmatch(r"(.*)_([0-9]{4})\.jpg", name, re.DOTALL)
+        picture = number and number[1] == names.get(inside) and 1 <= int(number[2]) <= images
+        return path in ours or name in LEFTOVERS or picture
+
+    def stop(error):  # what can't be seen is not known to be ours
+        raise error
+
+    for root, folders, others in os.walk(folder, onerror=stop):
+        below = os.path.relpath(root, folder)
+        known = below in (os.curdir, "images") or below in names
+        for name in others + folders:
+            path, inside = os.path.join(root, name), os.path.normpath(os.path.join(below, name))
+            mode = os.lstat(path).st_mode
+            if not stat.S_ISDIR(mode) and not (known and stat.S_ISREG(mode) and is_ours(inside)):
                 return path
+        if not known and not folders:
+            return root
     return None
 
 
@@ -342,7 +377,7 @@ def write_sample(folder, species, images, size, seed):
 
 
 def make_sample(output_dir, species, images, size, seed, overwrite):
-    """Makes the sample beside its place and moves it there. Raises: OSError, UserError; exits where it must not."""
+    """Makes the sample beside its place and moves it there. Raises: OSError, UserError."""
     target = os.path.realpath(output_dir)
     if os.path.lexists(target) and not os.path.isdir(target):
         fail(f"{output_dir}: is a file: name a folder with --output_dir")
@@ -371,21 +406,16 @@ def main():
     add("--seed", type=int, default=0, help="another seed draws other species and other pictures (default: 0)")
     add("--overwrite", action="store_true", help="replace an earlier sample; a folder with other files is left alone")
     args = parser.parse_args()
-    for name, low, high in (("species", 2, 200), ("images", 2, 9999), ("size", 32, 1024), ("seed", 0, 2**63 - 1)):
+    for name, (low, high) in RANGES.items():
         if not low <= getattr(args, name) <= high:
             fail(f"--{name}={getattr(args, name)} is out of range: {low} to {high}")
     try:
         make_sample(args.output_dir, args.species, args.images, args.size, args.seed, args.overwrite)
     except OSError as error:
-        fail(f"{args.output_dir}: cannot write there: {error}")
-    except UserError as error:
-        fail(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        fail(f"{args.output_dir}: cannot write there: {error.strerror or error}")
     total = args.species * args.images
-    print(f"drew {total} birds, {args.images} of each of {args.species} species, in {args.output_dir}")
+    say(f"drew {total} birds, {args.images} of each of {args.species} species, in {args.output_dir}")
 
 
 if __name__ == "__main__":
-    main()
+    process.run_script(main)

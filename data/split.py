@@ -21,7 +21,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import files
-from utility import UserError
+from runtime import process
+from utility import UserError, say
 
 EDITIONS = {6033: "CUB-200 (2010)", 11788: "CUB-200-2011"}
 
@@ -29,7 +30,7 @@ EDITIONS = {6033: "CUB-200 (2010)", 11788: "CUB-200-2011"}
 def is_image(path):
     """Whether the file starts as a JPEG, PNG, BMP or WebP does (those that reader.py takes), whatever its name."""
     try:
-        with open(path, "rb") as file:
+        with files.open_file(path) as file:  # a pipe would be waited for
             head = file.read(16)
     except OSError:
         return False
@@ -37,9 +38,30 @@ def is_image(path):
     return webp or head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"))
 
 
-def fits_a_list(name):
-    """Whether a line `<name> <label>` can be read back: no line break, no white space before the label's own."""
-    return "\n" not in name and "\r" not in name and name == name.rstrip()
+def parse_row(row):
+    """What a reader takes a row of a list for: [path, label], without the white space around them."""
+    return row.strip().rsplit(None, 1)
+
+
+def fits_a_list(path):
+    """Whether a line `<path> <label>` gives the path back, wherever in a list it stands and whoever reads it.
+
+    That takes a path without white space at its ends, without any character that some reader ends a line at, and with
+    no first bytes that would mark a file as UTF-8 or UTF-16.
+    """
+    row = f"{path} 0"
+    try:
+        content = encode(row)
+        read = content.decode("utf-8-sig", "surrogateescape")
+    except UnicodeError:  # half a character of UTF-16
+        return False
+    utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    return not utf_16 and read.splitlines() == [read] and parse_row(read) == [path, "0"]
+
+
+def encode(text):
+    """Text as the lists hold it: in UTF-8, with those bytes of names that are none."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def visible_folders(folder):
@@ -48,10 +70,11 @@ def visible_folders(folder):
     return sorted((name for name in names if os.path.isdir(os.path.join(folder, name))), key=os.fsencode)
 
 
-def images_in(folder, skipped):
+def images_in(folder, listed, skipped):
     """Names of the images directly in a class folder, sorted by their bytes.
 
     Args:
+        listed: the folder's path as a list has it.
         skipped: dict reason -> list of paths; what is left out is appended.
     """
     found = []
@@ -61,8 +84,8 @@ def images_in(folder, skipped):
             reason = "hidden files (._* are macOS leftovers)"
         elif os.path.isdir(path):
             reason = "folders inside a class folder: only files directly in it are taken"
-        elif not fits_a_list(name):
-            reason = "names that a list cannot hold (a line break, or white space at the end)"
+        elif not fits_a_list(os.path.join(listed, name)):
+            reason = "names that a list cannot hold (a line break, white space at an end, a mark of UTF-16)"
         elif not is_image(path):
             reason = "files that are no JPEG, PNG, BMP or WebP, or cannot be read"
         else:
@@ -77,12 +100,12 @@ def find_images_folder(root):
     inside = [os.path.join(root, "images"), os.path.join(root, "CUB_200_2011", "images")]
     found = [folder for folder in inside if os.path.isdir(folder)]
     if len(found) == 2:
-        print(f"taking {found[0]}; for {found[1]} name its folder: {os.path.dirname(found[1])}")
+        say(f"taking {found[0]}; for {found[1]} name its folder: {os.path.dirname(found[1])}")
     if found:
         return found[0]
     if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder")
-    if any(images_in(os.path.join(root, name), collections.defaultdict(list)) for name in visible_folders(root)):
+    if any(images_in(os.path.join(root, name), "", collections.defaultdict(list)) for name in visible_folders(root)):
         return root
     raise UserError(
         f"{root}: no images folder: neither {inside[0]} nor {inside[1]} nor class folders with images in {root} itself "
@@ -90,14 +113,18 @@ def find_images_folder(root):
     )
 
 
-def find_classes(folder, output_dir):
-    """-> list of (label, class folder, image names), sorted; dict of what was skipped. Raises: UserError."""
+def find_classes(folder, output_dir, prefix=""):
+    """-> list of (label, class folder, image names), sorted; dict of what was skipped. Raises: UserError.
+
+    Args:
+        prefix: see `list_prefix`.
+    """
     skipped = collections.defaultdict(list)
     names = visible_folders(folder)
     for name in names:
-        if not fits_a_list(name):
+        if not fits_a_list(name):  # by itself, as the list of the classes has it
             raise UserError(f"{os.path.join(folder, name)!r}: a list cannot hold this folder's name: rename it")
-    images = {name: images_in(os.path.join(folder, name), skipped) for name in names}
+    images = {name: images_in(os.path.join(folder, name), os.path.join(prefix, name), skipped) for name in names}
     for name in names:
         path = os.path.join(folder, name)
         if not images[name] and os.path.realpath(path) == os.path.realpath(output_dir):
@@ -149,7 +176,7 @@ def count_of(text, classes):
 
 def holdout_count(share, count):
     """How many of `count` training classes a share holds out. Raises: UserError where that leaves too few."""
-    held = math.floor(share * count + 0.5)
+    held = math.floor(share * count + 0.5) if 0 < share < 1 else 0
     if not 1 <= held < count:
         raise UserError(f"--holdout={share:g}: {held} of the {count} training classes: it must be 1 to {count - 1}")
     return held
@@ -167,7 +194,7 @@ def list_prefix(folder, output_dir, absolute):
 
 def write_lists(texts):
     """Writes dict path -> text, all or none; an existing file with another text is kept. Raises: UserError."""
-    texts = {path: text.encode("utf-8", "surrogateescape") for path, text in texts.items()}
+    texts = {path: encode(text) for path, text in texts.items()}
     texts = {path: text for path, text in texts.items() if not files.holds(path, text)}
     with contextlib.ExitStack() as stack:  # at whose end all get their names
         for path, text in texts.items():
@@ -193,12 +220,12 @@ def split(root, output_dir, name, train_classes, absolute, holdout=None):
     if name is not None and os.path.basename(name) != name:
         raise UserError(f"--name={name}: it must not name a folder: that is --output_dir")
     folder = find_images_folder(root)
-    classes, skipped = find_classes(folder, output_dir)
+    prefix = list_prefix(folder, output_dir, absolute)
+    if not fits_a_list(os.path.join(prefix, "x")):
+        raise UserError(f"{folder!r}: a list cannot hold this path: {prefix!r}: rename its folders")
+    classes, skipped = find_classes(folder, output_dir, prefix)
     count = count_of(train_classes, classes)
     name = name_of(root, classes) if name is None else name
-    prefix = list_prefix(folder, output_dir, absolute)
-    if "\n" in prefix or "\r" in prefix:
-        raise UserError(f"{folder!r}: a list cannot hold a path with a line break")
     texts, totals, paths = {}, [], {}
     parts = {"train": classes[:count], "val": classes[count:]}
     if holdout is not None:
@@ -216,12 +243,13 @@ def split(root, output_dir, name, train_classes, absolute, holdout=None):
 
     total = sum(len(images) for _, _, images in classes)
     edition = EDITIONS.get(total) if is_cub(classes) else "a collection of your own"
-    print(f"found {edition or 'CUB, of no known edition'}: {total} images of {len(classes)} classes in {folder}")
+    say(f"found {edition or 'CUB, of no known edition'}: {total} images of {len(classes)} classes in {folder}")
     for reason, left_out in skipped.items():
-        print(f"skipped {len(left_out)} {reason}; the first: {left_out[0]!r}")
-    print(*totals, f"labels and folders: {names}", sep="\n")
+        say(f"skipped {len(left_out)} {reason}; the first: {left_out[0]!r}")
+    for line in (*totals, f"labels and folders: {names}"):
+        say(line)
     train, val = (paths["train"], paths["val"]) if holdout is None else (paths["fit"], paths["holdout"])
-    print("next:", shlex.join(["python", "train.py", f"--train_list={train}", f"--val_list={val}"]))
+    say("next: " + shlex.join(["python", "train.py", f"--train_list={train}", f"--val_list={val}"]))
     if edition is None:
         known = ", ".join(f"{edition} {images}" for images, edition in EDITIONS.items())
         print(
@@ -231,18 +259,15 @@ def split(root, output_dir, name, train_classes, absolute, holdout=None):
         )
 
 
-def fail(message):
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+def bad_usage(message):
+    raise UserError(f"{message} (see --help)")
 
 
 def main():
-    # A name that the terminal cannot show is no reason to fail.
-    sys.stdout.reconfigure(errors="backslashreplace")
     here = os.path.relpath(os.path.dirname(os.path.abspath(__file__)))
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
-    parser.error = lambda message: fail(f"{message} (see --help)")
+    parser.error = bad_usage
     parser.add_argument(
         "root",
         nargs="?",
@@ -267,17 +292,14 @@ def main():
     )
     parser.add_argument("--absolute", action="store_true", help="absolute paths: the lists may then be moved")
     args = parser.parse_args()
+    output_dir = args.root if args.output_dir is None else args.output_dir
     try:
-        output_dir = args.root if args.output_dir is None else args.output_dir
         split(args.root, output_dir, args.name, args.train_classes, args.absolute, args.holdout)
-    except UserError as error:
-        fail(error)
     except OSError as error:
-        fail(f"{error.filename}: cannot read: {error.strerror}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        if error.filename is None:  # of the output, not of a folder
+            raise
+        raise UserError(f"{error.filename}: cannot read: {error.strerror}") from None
 
 
 if __name__ == "__main__":
-    main()
+    process.run_script(main)

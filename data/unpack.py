@@ -9,7 +9,11 @@ import time
 import zlib
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from utility import UserError
+import files
+from utility import UserError, say
+
+HEADERS = 1 << 27  # bytes of an archive's headers, more than 200,000 files have
+TIMES, LEAST = 100, 1 << 20  # what comes out of an archive is at most so many times as large, or so many bytes
 
 # What a broken or hostile archive makes tarfile and the decompressors raise.
 BROKEN = (
@@ -22,6 +26,39 @@ class Refused(Exception):
     """An archive is not unpacked; the message says why."""
 
 
+class _Limited:
+    """The tar that an archive is, once decompressed: no more than `left` bytes of it are read, none beyond `most`."""
+
+    def __init__(self, file, most):
+        self.file, self.most, self.left = file, most, HEADERS
+        self.tell, self.close, self.seekable = file.tell, file.close, file.seekable
+
+    def seek(self, place):
+        if place > self.most:
+            raise Refused(f"more comes out of it than {self.most} bytes")
+        self.file.seek(place)
+
+    def read(self, size):
+        self.left -= size
+        if self.left < 0:
+            raise Refused(f"its headers have more than {HEADERS} bytes")
+        return self.file.read(size)
+
+
+class Archive(tarfile.TarFile):
+    """A tar that may be hostile, to be opened with `Archive.open(fileobj=..., most=...)`.
+
+    Without a limit, a small file could be many terabytes of members, or have a name of gigabytes.
+    """
+
+    def __init__(self, name=None, mode="r", fileobj=None, most=HEADERS, **options):
+        super().__init__(name, mode, _Limited(fileobj, most), **options)
+
+    def headers_are_read(self):
+        """From now on as much is read as the members have that are asked for."""
+        self.fileobj.left = sys.maxsize
+
+
 def place(member, top):
     """Where a member goes below the folder; None for what is left out: folders, macOS's ._ files, what is not in top.
 
@@ -32,6 +69,8 @@ def place(member, top):
         raise Refused(f"its member {shown} would be written outside the folder")
     if not (member.isreg() or member.isdir()):
         raise Refused(f"its member {shown} is a link or device")
+    if member.size < 0:
+        raise Refused(f"its member {shown} has {member.size} bytes")
     if top and parts[:1] != [top]:
         return None
     parts = parts[1:] if top else parts
@@ -52,27 +91,32 @@ def write_member(archive, member, path, inner):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with archive.extractfile(member) as source:
         if inner and path.endswith(".tar"):
-            unpack_file(source, path[:-4], inner=False)
+            unpack_file(source, path[:-4], member.size, inner=False)
             return
         if os.path.islink(path):
             raise Refused(f"{path} is a link: remove it")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise Refused(f"{path} is in the way: remove it")
         with open(path, "wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
 
 
-def unpack_file(file, folder, top="", inner=True, progress=False):
-    """Unpacks an open archive (see `unpack`). Raises: Refused, what is in BROKEN."""
-    part = f"{folder}.part"
+def unpack_file(file, folder, size, top="", inner=True, progress=False):
+    """Unpacks an open archive of `size` bytes (see `unpack`). Raises: Refused, what is in BROKEN."""
+    part, most = f"{folder}.part", max(TIMES * size, LEAST)
     if os.path.islink(part):
         raise Refused(f"{part} is a link: remove it")
-    with tarfile.open(fileobj=file) as archive:
+    with Archive.open(fileobj=file, most=most) as archive:
         placed = [(member, place(member, top)) for member in archive]
+        archive.headers_are_read()
         members = [(member, os.path.join(part, path)) for member, path in placed if path]
         if not members:
             raise Refused(f"it holds no files in a folder {top!r}" if top else "it is empty")
         os.makedirs(part, exist_ok=True)
         members = [(member, path) for member, path in members if not is_done(member, path, inner)]
         need, free = sum(member.size for member, _ in members), shutil.disk_usage(part).free
+        if need > most:  # holes, which are in no archive
+            raise Refused(f"{need} bytes come out of it, more than {most}")
         if need > free:
             raise Refused(f"{need / 1e9:.1f} GB are needed for it, {free / 1e9:.1f} GB are free in {part}")
         done, said = 0, time.monotonic()
@@ -90,10 +134,10 @@ def unpack(path, folder, top=""):
 
     The folder appears when it is complete; until then it is `<folder>.part`, and the next run goes on with it.
     """
-    print(f"unpacking {path} into {folder}", flush=True)
+    say(f"unpacking {path} into {folder}")
     try:
-        with open(path, "rb") as file:
-            unpack_file(file, folder, top, progress=True)
+        with files.open_file(path) as file:
+            unpack_file(file, folder, os.path.getsize(path), top, progress=True)
     except (Refused, *BROKEN) as error:
         raise UserError(f"cannot unpack {path}: {first_line(error)}") from None
 

@@ -4,9 +4,11 @@ import contextlib
 import glob
 import http.server
 import io
+import itertools
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -78,6 +80,40 @@ def serving():
             yield server
         finally:
             server.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def talking(*said, wait=0):
+    """A server that says to everybody the same bytes, the last of `said` without end, `wait` seconds after each.
+
+    Yields its URL and a list that gets an item a connection.
+    """
+    asked, over = [], threading.Event()
+
+    def talk(connection):
+        with connection, contextlib.suppress(OSError):
+            connection.recv(1 << 16)
+            for text in itertools.chain(said, itertools.repeat(said[-1])):
+                if over.wait(wait) or not text:
+                    break
+                connection.sendall(text)
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                asked.append(connection)
+                threading.Thread(target=talk, args=[connection], daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/a", asked
+        finally:
+            over.set()
+            listener.shutdown(socket.SHUT_RDWR)
             thread.join()
 
 

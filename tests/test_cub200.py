@@ -135,6 +135,29 @@ def test_an_unreachable_server_keeps_what_is_there(home):
     assert part.read_bytes() == ARCHIVE[:5000]
 
 
+@pytest.mark.parametrize("folder", ["-d", "two\nlines", "\x1b[2J $(touch evil)"], ids=ascii)
+def test_folders_of_any_name(home, tmp_path, folder):
+    """One that looks like a flag, and one whose name a terminal would obey: shown in one line."""
+    os.rename(home / "data", home / folder)
+    (home / folder / "images.tgz").write_bytes(ARCHIVE)
+    shell = [shutil.which("sh"), "--", f"{folder}/download_cub200.sh"]
+    environment = {**os.environ, "PYTHON": sys.executable, **{k: str(v) for k, v in pack(ARCHIVE).items()}}
+    result = subprocess.run(shell, cwd=home, env=environment, capture_output=True, text=True, check=True)
+    assert (home / folder / "CUB200_train.txt").read_text() == expected_list((1, 2))
+    assert len(result.stdout.splitlines()) == 8 and "\x1b" not in result.stdout and result.stderr == ""
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_a_url_is_one_address(home, tmp_path, server):
+    """Neither a blank nor a line break in it makes a second one."""
+    (tmp_path / "cub.tgz").write_bytes(ARCHIVE)
+    for blank in (" ", "\n", "\t"):
+        url = f"{server.url}/absent{blank}file://{tmp_path}/cub.tgz"
+        error = sh(home, CUB, status=2, **pack(ARCHIVE, url=url)).stderr
+        assert error.startswith("error: could not download CUB-200 (2010): http://127.0.0.1:")
+    assert [seen[0] for seen in server.seen] == [f"/absent%20file://{tmp_path}/cub.tgz"]
+
+
 def test_an_archive_put_there_by_hand(home):
     file = home / "data" / "images.tgz"
     file.write_bytes(ARCHIVE)

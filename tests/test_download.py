@@ -1,8 +1,11 @@
 """data/download.py and data/unpack.py: their functions, against a small server on this machine."""
 
 import base64
+import bz2
+import gzip
 import hashlib
 import io
+import lzma
 import os
 import socket
 import ssl
@@ -12,13 +15,14 @@ import time
 import urllib.error
 
 import pytest
-from archives import PAGE, link, picture, tar
+from archives import PAGE, link, picture, talking, tar
 from conftest import ROOT
 
 sys.path.insert(0, os.path.join(ROOT, "data"))
 
 import download
 import unpack
+from runtime import web
 from utility import UserError
 
 CONTENT = b"".join(picture(seed) for seed in range(200))  # 300 KB
@@ -157,6 +161,97 @@ def test_a_server_that_is_too_slow_is_given_up(server, tmp_path, monkeypatch):
         start = time.monotonic()
         assert ": no answer;" in fails(wanted(tmp_path), f"http://127.0.0.1:{silent.getsockname()[1]}/a")
     assert time.monotonic() - start < 5
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+BODY = HEAD + b"Content-Length: %d\r\n\r\n" % len(CONTENT)
+
+
+@pytest.mark.parametrize("wait", [0, 0.02])
+@pytest.mark.parametrize(
+    "said",
+    [
+        (b"HTTP/1.1 100 Continue\r\n\r\n",),
+        (b"HTTP/1.1 200 OK\r\n", b"A: b\r\n"),
+        (b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: /b\r\n\r\n",),
+        (HEAD, b"x"),
+        (BODY, b"x"),
+        (CHUNKED, b"1"),
+        (CHUNKED, b"1\r\nx\r\n"),
+        (CHUNKED + b"0\r\n", b"A: b\r\n"),
+    ],
+    ids=["continue", "headers", "redirects", "header", "body", "chunk", "chunks", "trailers"],
+)
+def test_a_server_that_never_ends_and_one_that_hardly_speaks(tmp_path, monkeypatch, said, wait):
+    monkeypatch.setattr(web, "PATIENCE", 0.3)
+    monkeypatch.setattr(download, "SLOW", (0.2, 10_000))
+    monkeypatch.setattr(download, "POOR", (2, 10**9))
+    start = time.monotonic()
+    with talking(*said, wait=wait) as (url, asked):
+        message = fails(wanted(tmp_path, b"x" * 20000 if said[0] == CHUNKED else CONTENT + b"y"), url)
+        assert "a: " in message and time.monotonic() - start < 4 and 1 <= len(asked) <= 15
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 10**6
+
+
+def test_a_redirect_whose_body_has_no_end(tmp_path):
+    with talking(b"HTTP/1.1 302 Found\r\nLocation: /b\r\n\r\n", b"x" * (1 << 20)) as (url, asked):
+        assert "HTTP error 302" in fails(wanted(tmp_path), url)
+    assert len(asked) <= 11
+
+
+@pytest.mark.parametrize("length", [b"abc", b"9" * 5000, b"-5", b"\xb2", b"1e3", b"9" * 18, b""])
+def test_lengths_that_are_none(tmp_path, length):
+    with talking(HEAD + b"Content-Length: " + length + b"\r\n\r\n" + CONTENT, b"") as (url, _):
+        message = fails(wanted(tmp_path, CONTENT + b"more"), url)
+    assert ("it has 9999" if length == b"9" * 18 else "it ended after 300800 of 300804 bytes") in message
+
+
+@pytest.mark.parametrize("size", [b"-5", b"-1", b"-0", b"z", b"f" * 5000, b""])
+def test_chunks_of_no_length(tmp_path, size):
+    with talking(CHUNKED + size + b"\r\n" + CONTENT, b"") as (url, _):
+        fails(wanted(tmp_path, CONTENT + b"more"), url)
+
+
+@pytest.mark.parametrize(
+    "place", [b"http://[::1", b"//", b"http://a b/", b"\xff://", b"ftp://127.0.0.1:9/a", b"http://h:99999999/", b"?"]
+)
+def test_redirects_to_nothing(tmp_path, place):
+    with talking(b"HTTP/1.1 302 F\r\nContent-Length: 0\r\nLocation: " + place + b"\r\n\r\n", b"") as (url, asked):
+        assert "could not download" in fails(wanted(tmp_path), url)
+    assert len(asked) <= 11 and os.listdir(tmp_path) == []
+
+
+def test_a_file_of_unknown_size_has_an_end(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "MOST", 100_000)
+    server.files["/a"] = CONTENT
+    for server.says_length in (True, False):
+        assert "more than 100000" in fails(wanted(tmp_path, size=False), f"{server.url}/a")
+        assert os.listdir(tmp_path) == []
+    (tmp_path / "b").write_bytes(CONTENT)
+    assert "more than the 100000" in fails(wanted(tmp_path, size=False), f"file://{tmp_path}/b")
+
+
+@pytest.mark.parametrize("where", ["pipe", "zero", ""])
+def test_files_that_are_none(tmp_path, where):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    assert "not a file" in fails(wanted(tmp_path), f"file://{tmp_path}/{where}")
+    os.rename(tmp_path / (where or "pipe"), tmp_path / "file.tgz")
+    with pytest.raises(UserError, match="not a file"):
+        download.fetch(wanted(tmp_path), ["http://127.0.0.1:9/"])
+
+
+def test_one_address_is_one_address(server, tmp_path, capsys):
+    """Neither white space makes two of it nor a line break another."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(CONTENT)
+    for blank in (" ", "\n", "\r\n", "\t", "\v", "\x1b[2J"):
+        for url in (f"{server.url}/a{blank}file://{secret}", f"{blank}file://{secret}"):
+            assert "could not download" in fails(wanted(tmp_path), url)
+    assert {seen[0] for seen in server.seen} == {f"/a%20file://{secret}"}
+    out = capsys.readouterr().out
+    assert out.count("\n") == 12 and "\x1b" not in out
 
 
 @pytest.mark.parametrize(
@@ -316,6 +411,61 @@ def test_what_is_refused_is_one_line_and_writes_nothing_outside(tmp_path, conten
     assert text.startswith(f"cannot unpack {tmp_path}/a.tar: ") and message in text
     assert "\n" not in text and len(text) < 600
     assert not list(tmp_path.rglob("*evil*")) and not (tmp_path / "a").exists()
+
+
+def header(name="a", size=0, kind=tarfile.REGTYPE):
+    """A header of a tar, of a file with any `size`."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+LONG = {
+    "name": header(size=1 << 33, kind=tarfile.GNUTYPE_LONGNAME),
+    "records": header(size=1 << 33, kind=tarfile.XHDTYPE),
+    "many": header() * 3000,
+    "many names": (header(size=512, kind=tarfile.GNUTYPE_LONGNAME) + b"x" * 512 + header()) * 1000,
+    "negative": header(size=-512) * 2,
+    "chain": header(kind=tarfile.XHDTYPE) * 5000 + header(),
+    "text": header(size=5_000_192) + bytes(5_000_192) + header(),
+    "too large": header(size=1 << 62),
+}
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "inside"])
+@pytest.mark.parametrize("name", LONG)
+def test_an_archive_that_is_much_larger_than_it_looks(tmp_path, monkeypatch, name, kind):
+    monkeypatch.setattr(unpack, "HEADERS", 1 << 20)
+    content = LONG[name] + bytes(1024)
+    packer = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "inside": gzip.compress}[kind]
+    content = packer(content) if kind != "inside" else tar({"n01.tar": packer(content)}, "w")
+    start = time.monotonic()
+    with pytest.raises(UserError, match="cannot unpack") as error:
+        unpacked(tmp_path, content)
+    assert "\n" not in str(error.value) and time.monotonic() - start < 5
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 10**6
+
+
+def test_holes_are_no_pictures(tmp_path):
+    info = tarfile.TarInfo("1.jpg")
+    info.pax_headers = {
+        "GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "1.jpg",
+        "GNU.sparse.realsize": str(1 << 30),
+    }  # fmt: skip
+    info.size = 512
+    content = info.tobuf(tarfile.PAX_FORMAT) + b"1\n0\n0\n".ljust(512, b"\0") + bytes(1024)
+    with pytest.raises(UserError, match="1073741824 bytes come out of it, more than 1048576"):
+        unpacked(tmp_path, content)
+
+
+def test_what_is_in_the_way_of_a_member(tmp_path):
+    (tmp_path / "a.part").mkdir()
+    os.mkfifo(tmp_path / "a.part" / "1.jpg")
+    with pytest.raises(UserError, match=r"1\.jpg is in the way"):
+        unpacked(tmp_path, tar({"1.jpg": b"1"}))
+    os.rename(tmp_path / "a.part" / "1.jpg", tmp_path / "pipe")
+    with pytest.raises(UserError, match="a pipe, not a file"):
+        unpack.unpack(str(tmp_path / "pipe"), str(tmp_path / "b"))
 
 
 def test_no_more_than_the_disk_holds(tmp_path, monkeypatch):

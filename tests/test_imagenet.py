@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import paddle
 import pytest
+from archives import talking
 from conftest import run
 from test_layouts import loaded
 from test_load import vision_file
@@ -18,6 +19,7 @@ from test_models import close, normalised, pictures
 import models
 import weights
 from retrieval import extraction
+from runtime import web
 from utility import UserError
 from weights import imagenet
 
@@ -80,6 +82,43 @@ def test_a_bad_download_is_refused_and_leaves_nothing(cache, monkeypatch, conten
         with pytest.raises(UserError, match=wanted):
             weights.read_weights("imagenet", "ResNet8")
     assert os.listdir(cache) == []
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+TO = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: "
+
+
+@pytest.mark.parametrize("wait", [0, 0.02])
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ((HEAD + b"Content-Length: abc\r\n\r\n", b"x"), "more than 100000 bytes|too slow"),
+        ((HEAD + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", b"x"), "more than 100000 bytes|too slow"),
+        ((HEAD + b"Content-Length: -1\r\n\r\n", b"x"), "more than 100000 bytes|too slow"),
+        ((HEAD + b"Content-Length: 100001\r\n\r\n", b"x"), "it says that it has 100001 bytes, more than 100000"),
+        ((HEAD + b"\r\n", b"x" * 10000), "more than 100000 bytes"),
+        ((CHUNKED + b"-1\r\n", b"x"), "more than 100000 bytes|too slow"),
+        ((CHUNKED + b"-5\r\n", b"x"), "more than 100000 bytes|too slow"),
+        ((CHUNKED + b"0\r\n", b"A: b\r\n"), "too slow|broke"),
+        ((HEAD, b"A: b\r\n"), "no answer|not an answer"),
+        ((b"HTTP/1.1 100 Continue\r\n\r\n",), "no answer"),
+        ((TO + b"/b\r\n\r\n", b""), "HTTP error 302"),
+        ((TO + b"http://[::1\r\n\r\n", b""), "not an address"),
+        ((TO + b"ftp://127.0.0.1/a\r\n\r\n", b""), "it leads to what is no web server"),
+    ],
+    ids=["word", "digits", "negative", "large", "endless", "chunk-1", "chunk-5", "trailers", "headers", "continue"]
+    + ["circle", "address", "ftp"],
+)
+def test_a_server_that_never_ends_or_says_nonsense(cache, monkeypatch, said, wanted, wait):
+    monkeypatch.setattr(imagenet, "MOST", 100_000)
+    monkeypatch.setattr(web, "PATIENCE", 0.3)
+    monkeypatch.setattr(web, "SLOW", (0.2, 10_000))
+    with talking(*said, wait=wait) as (url, _):
+        official(monkeypatch, url, "0" * 32)
+        with pytest.raises(UserError, match=wanted) as caught:
+            weights.read_weights("imagenet", "ResNet8")
+    assert "\n" not in str(caught.value) and os.listdir(cache) == []
 
 
 def test_without_a_network_it_says_which_file_to_bring_and_where_to_put_it(cache, monkeypatch):

@@ -4,11 +4,12 @@ import hashlib
 import os
 import struct
 import sys
+import tarfile
 import types
 import zlib
 
 import pytest
-from archives import IMAGENET, SHELLS, needs_shell, picture, sh, tar
+from archives import IMAGENET, SHELLS, link, needs_shell, picture, sh, tar
 from conftest import ROOT
 
 sys.path.insert(0, os.path.join(ROOT, "data"))
@@ -195,6 +196,64 @@ def test_the_class_table_of_a_hostile_file(monkeypatch):
         imagenet2012.read_classes(meta_mat(ROWS))
     with pytest.raises(ValueError, match="cut off"):
         imagenet2012.inflate(zlib.compress(bytes(50))[:-2])
+
+
+def packed(content):
+    """A compressed element."""
+    content = zlib.compress(content)
+    return struct.pack("<II", 15, len(content)) + content
+
+
+def nested(depth):
+    content = matrix(2, 1, 1)
+    for _ in range(depth):
+        content = packed(content)
+    return content
+
+
+START = meta_mat([])[:128]
+NAME = element(5, struct.pack("<i", 32))
+MATS = {
+    "bomb": START + packed(struct.pack("<II", 14, 1 << 26) + bytes(1 << 26)),
+    "bombs": START + packed(struct.pack("<II", 14, 1 << 20) + bytes(1 << 20)) * 2000,
+    "nested": START + nested(2000),
+    "no element": START + packed(b""),
+    "many columns": START + matrix(2, 1, 1, element(5, struct.pack("<i", 1)), element(1, b"a" * (1 << 22))),
+    "negative columns": START + matrix(2, 1, 1, element(5, struct.pack("<i", -1)), element(1, b"a" * 320)),
+    "no columns": START + matrix(2, 1, 1, NAME, element(1, b"")),
+    "one name twice": meta_mat([*ROWS, (5, "n01", "crane", [])]),
+    "names that are none": meta_mat([(n, "", "", []) for n in (1, 2, 3)]),
+}
+
+
+@pytest.mark.parametrize("name", [*MATS, "truth of words", "truth of digits", "no file", "folder", "holes"])
+def test_a_devkit_that_is_none(tmp_path, name):
+    folder, path = "ILSVRC2012_devkit_t12/data/", tmp_path / imagenet2012.DEVKIT
+    truth = {"truth of words": b"one", "truth of digits": b"9" * 5000}.get(name, b"1 2 3")
+    mat = MATS.get(name, meta_mat(ROWS))
+    if name == "holes":
+        mat = tarfile.TarInfo(folder + "meta.mat")
+        mat.type, mat.size = tarfile.GNUTYPE_SPARSE, 1 << 40
+    members = {folder + "meta.mat": mat, folder + "ILSVRC2012_validation_ground_truth.txt": truth}
+    if name == "folder":
+        members = {folder + member: link(folder + member, tarfile.DIRTYPE) for member in ("meta.mat", "x")}
+    path.write_bytes(tar(members))
+    if name == "no file":
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(UserError, match=r"cannot read the classes: .") as error:
+        imagenet2012.read_devkit(str(path))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_a_class_that_a_list_cannot_hold(tmp_path):
+    for wnid in ("n01\nval 0\nn01", "n\u2028", "n\x85"):
+        (tmp_path / "train" / wnid).mkdir(parents=True)
+        (tmp_path / "train" / wnid / "a.JPEG").write_bytes(b"")
+        with pytest.raises(UserError, match="a list cannot hold this name") as error:
+            imagenet2012.train_rows(str(tmp_path), {wnid: 0})
+        assert len(str(error.value).splitlines()) == 1
+        os.rename(tmp_path / "train", tmp_path / ascii(wnid))
 
 
 def test_lists_of_the_functions(tmp_path):

@@ -188,6 +188,67 @@ def test_what_is_there_is_kept(tmp_path):
         (folder / path).unlink()
 
 
+def test_what_is_no_file_of_ours_is_kept(tmp_path):
+    """An empty folder, a link, a pipe, a picture with too high a number, and what is beside a file viewer's."""
+    folder = tmp_path / "birds"
+    make(folder, *SMALL)
+    (species,) = (folder / "images").glob("001.*")
+    picture = sorted(species.iterdir())[0]
+    for path, put in (
+        (folder / "mine", os.mkdir),
+        (folder / "images" / "mine", os.mkdir),
+        (species / ".DS_Store", os.mkdir),
+        (species / "link", lambda path: os.symlink("/", path)),
+        (folder / "Thumbs.db", lambda path: os.symlink("mine", path)),
+        (species / "pipe", os.mkfifo),
+        (str(picture).replace("_0001", "_0004"), lambda path: os.link(picture, path)),
+        (str(picture).replace("_0001", "_0000"), lambda path: os.link(picture, path)),
+    ):
+        put(path)
+        assert make_sample.foreign_file(str(folder)) == str(path)
+        (os.rmdir if os.path.isdir(path) and not os.path.islink(path) else os.remove)(path)
+    (folder / "mine").mkdir()
+    (folder / "mine" / ".DS_Store").write_text("mine")
+    assert make_sample.foreign_file(str(folder)) == f"{folder}/mine/.DS_Store"
+    (folder / "mine" / ".DS_Store").unlink()
+    assert f"not all of it comes from this script: {folder}/mine\n" in refused(folder, *SMALL, "--overwrite")
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        b'{"species": [{"name": "Mine"}, {"name": "b"}], "images": 10000000}',
+        b'{"species": [{"name": "Mine"}, {"name": "b"}], "images": true}',
+        b'{"species": [{"name": "Mine"}, {"name": "b"}], "images": 2.0}',
+        b'{"species": [{"name": "Mine"}, {"name": "b"}], "images": NaN}',
+        b'{"species": [' + b'{"name": "Mine"},' * 201 + b'{"name": "b"}], "images": 2}',
+        b'{"species": [{"name": "Mine"}, {"name": "b"}], "images": 2' + b" " * (1 << 21) + b"}",
+        b"[" * 100_000,
+        b"[" * 100_000 + b"]" * 100_000,
+        b"\xff\xfe",
+        "pipe",
+        "/dev/zero",
+    ],
+    ids=["many", "bool", "float", "nan", "species", "spaces", "open", "nested", "utf-16", "pipe", "zero"],
+)
+def test_a_mark_that_is_none_costs_nothing(tmp_path, mark):
+    (tmp_path / "images" / "001.Mine").mkdir(parents=True)
+    (tmp_path / "images" / "001.Mine" / "Mine_0001.jpg").write_text("mine")
+    if isinstance(mark, bytes):
+        (tmp_path / "sample.json").write_bytes(mark)
+    elif mark == "pipe":
+        os.mkfifo(tmp_path / "sample.json")
+    else:
+        (tmp_path / "sample.json").symlink_to(mark)
+    assert make_sample.foreign_file(str(tmp_path)) == f"{tmp_path}/sample.json (missing or unreadable)"
+
+
+def test_names_are_shown_in_one_line(tmp_path):
+    folder = tmp_path / "a\nb\x1b[2J"
+    assert make(folder, *SMALL).stdout.count("\n") == 1
+    assert r"a\nb\x1b[2J: is not empty" in refused(folder, *SMALL)
+
+
 @pytest.mark.parametrize(
     "mark", [None, "", "[]", "{}", '{"species": [1], "images": 2}', '{"species": [], "images": 2}']
 )

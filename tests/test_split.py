@@ -3,6 +3,8 @@
 import os
 import random
 import shlex
+import socket
+import subprocess
 import sys
 
 import pytest
@@ -10,7 +12,9 @@ from conftest import ROOT, run
 
 sys.path.insert(0, os.path.join(ROOT, "data"))
 
+import reader
 import split
+from utility import UserError
 
 JPEG, PNG, WEBP = b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"RIFF\x04\0\0\0WEBP"
 REAL = os.path.join(os.path.dirname(ROOT), "shared", "data", "cub200")
@@ -176,6 +180,82 @@ def test_names_with_spaces_and_other_letters(tmp_path):
         assert lists(tmp_path)[:2] == [["my cat/a b.jpg 1"], ["übung/ß.jpg 2"]]
 
 
+BLANKS = [" ", "\t", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f", "\x85", "\xa0", "\u2003", "\u2028", "\u3000"]
+MARKS = [b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf"]
+ENDS_OF_LINES = ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
+ODD = [
+    *(blank + "cat" for blank in BLANKS),
+    *("cat" + blank for blank in BLANKS),
+    *(f"c{end}at" for end in ENDS_OF_LINES),
+    *(os.fsdecode(mark + b"cat") for mark in MARKS),
+]
+
+
+def says_what_was_meant(root, output, classes):
+    """Checks that reader.py finds in the lists in `output` each class's images, with labels of their own."""
+    found = {}
+    for part in ("train", "val"):
+        samples = reader.read_list(os.path.join(output, f"x_{part}.txt"))
+        for path, label in zip(samples.paths, samples.labels):
+            assert os.path.isfile(path)
+            found.setdefault(int(label), set()).add(os.path.basename(os.path.dirname(path)))
+    assert sorted(map(sorted, found.values())) == sorted([name] for name in classes)
+
+
+@pytest.mark.parametrize("name", ODD, ids=ascii)
+def test_a_class_folder_that_a_list_cannot_hold_is_refused(tmp_path, name):
+    for inside in ("", "images"):
+        root = str(tmp_path / f"root{inside}")
+        make(root, {os.path.join(inside, sub, "1.jpg"): JPEG for sub in (name, "cat", "zebra")})
+        with pytest.raises(UserError, match="a list cannot hold this folder's name: rename it"):
+            split.split(root, root, "x", None, False)
+        assert not [path for path in os.listdir(root) if path.endswith(".txt")]
+
+
+@pytest.mark.parametrize("name", ODD, ids=ascii)
+def test_an_image_that_a_list_cannot_hold_is_left_out(tmp_path, capsys, name):
+    """It may begin with anything, for that stands inside the path, and end so, before .jpg."""
+    root = str(tmp_path)
+    make(root, {f"{sub}/{image}": JPEG for sub in ("cat", "dog") for image in (name, f"{name}.jpg", "1.jpg")})
+    split.split(root, root, "x", None, False)
+    says_what_was_meant(root, root, ("cat", "dog"))
+    out = capsys.readouterr().out
+    assert out.count("\n") == out.count("skipped") + 5 and len(out.splitlines()) == out.count("\n")
+    broken = any(end in name for end in ENDS_OF_LINES)
+    left_out = 4 if broken else 2 * (name != name.rstrip())
+    assert (f"skipped {left_out} names that a list cannot hold" in out) == (left_out > 0)
+
+
+@pytest.mark.parametrize("name", [" pics", "a\u2028b", "a\nb", os.fsdecode(b"\xff\xfepics"), "\u3000x"], ids=ascii)
+def test_folders_above_that_a_list_cannot_hold(tmp_path, name):
+    make(tmp_path / name, SHOES)
+    with pytest.raises(UserError, match="a list cannot hold this path"):
+        split.split(str(tmp_path / name), str(tmp_path), "x", None, False)
+    # Beside the images nothing of the path is in the lists, and in the output no name breaks a line.
+    result = run("data/split.py", tmp_path / name, "--name=x")
+    says_what_was_meant(tmp_path / name, tmp_path / name, {path.split("/")[0] for path in SHOES})
+    assert len(result.stdout.splitlines()) == 5 and result.stdout.splitlines()[-1].startswith("next: python train.py")
+    assert "\x1b" not in fails(tmp_path / name / "\x1b[2J\nno error")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    make(tmp_path, SHOES)
+    os.mkfifo(tmp_path / "boot" / "pipe.jpg")
+    (tmp_path / "boot" / "zero.jpg").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(tmp_path / "boot" / "socket.jpg"))
+        assert "skipped 3 files that are no JPEG" in run("data/split.py", tmp_path).stdout
+
+
+def test_a_closed_pipe_is_no_mistake(tmp_path):
+    make(tmp_path, SHOES)
+    command = [sys.executable, os.path.join(ROOT, "data", "split.py"), tmp_path]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
+    process.stderr.close()
+
+
 # ---------------------------------------------------------------- where it looks, where it writes
 
 
@@ -219,6 +299,12 @@ def test_train_classes_that_leave_nothing(tmp_path, text):
     make(tmp_path, SHOES)
     assert f"--train_classes={text}: " in fails(tmp_path, f"--train_classes={text}")
     assert sorted(os.listdir(tmp_path)) == sorted({path.split("/")[0] for path in SHOES})
+
+
+@pytest.mark.parametrize("share", ["nan", "inf", "-inf", "-1", "0", "1", "1e300"])
+def test_holdouts_that_leave_nothing(tmp_path, share):
+    make(tmp_path, SHOES)
+    assert "0 of the 2 training classes: it must be 1 to 1" in fails(tmp_path, f"--holdout={share}")
 
 
 @pytest.mark.parametrize(

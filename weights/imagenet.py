@@ -1,6 +1,7 @@
 """The official ImageNet weights: which file for which model, and a folder to keep them in."""
 
 import collections
+import contextlib
 import hashlib
 import os
 import sys
@@ -10,6 +11,7 @@ from utility import UserError
 from weights.formats import read_tensors
 
 CACHE_VARIABLE = "DEEP_METRIC_LEARNING_CACHE"
+MOST = 1 << 30  # bytes of a file; the largest has a quarter of them
 
 Official = collections.namedtuple("Official", "url md5")
 _VISION = "https://paddle-hapi.bj.bcebos.com/models"
@@ -58,16 +60,15 @@ def imagenet_file(model):
 
 def _download(url, path, md5):
     """Fetches `url` under a temporary name, which becomes `path` once its size and content are right."""
-    import http.client  # a tenth of the time that --help takes
+    from runtime import web  # a tenth of the time that --help takes
 
     by_hand = f"without a network, bring this file yourself and put it at {path}"
     with files.atomic_write(path, "wb") as file:
         try:
             done, total, found = _fetch(url, file)
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            raise UserError(f"cannot download {url} ({reason}); {by_hand}") from None
-        if total and done != total:
+        except web.Failed as error:
+            raise UserError(f"cannot download {url} ({error}); {by_hand}") from None
+        if total is not None and done != total:
             raise UserError(f"{url}: the download ended after {done} of {total} bytes; try again, or {by_hand}")
         if md5 and found != md5:
             raise UserError(f"{url}: the download has MD5 {found} instead of {md5}; try again, or {by_hand}")
@@ -77,18 +78,26 @@ def _download(url, path, md5):
 
 
 def _fetch(url, file):
-    """-> (bytes written, bytes announced or 0, MD5); says how far it is where stderr is a terminal, else once."""
+    """-> (bytes written, bytes announced or None, MD5); says how far it is where stderr is a terminal, else once.
+
+    Raises: web.Failed
+    """
     import urllib.request
 
+    from runtime import web
+
     digest, done = hashlib.md5(), 0
-    with urllib.request.urlopen(url, timeout=30) as response:
-        total = int(response.headers.get("Content-Length") or 0)
-        terminal = sys.stderr.isatty()
-        print(f"downloading {url} ({total / 1e6:.0f} MB)", file=sys.stderr, flush=True)
-        while chunk := response.read(1 << 20):
+    with contextlib.closing(web.ask(urllib.request.Request(url))) as answer:
+        total, terminal = web.announced(answer), sys.stderr.isatty()
+        if total is not None and total > MOST:
+            raise web.Failed(f"it says that it has {total} bytes, more than {MOST}")
+        print(f"downloading {url} ({(total or 0) / 1e6:.0f} MB)", file=sys.stderr, flush=True)
+        for chunk in web.blocks(answer):
+            done += len(chunk)
+            if done > MOST:
+                raise web.Failed(f"it has more than {MOST} bytes")
             file.write(chunk)
             digest.update(chunk)
-            done += len(chunk)
             if terminal:
                 share = f", {done / total:.0%}" if total else ""
                 print(f"\r{done / 1e6:.0f} MB{share} ", end="", file=sys.stderr, flush=True)
