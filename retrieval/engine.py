@@ -10,8 +10,19 @@ folder, so that the next run need not trace it again:
 
 where <cache> is weights.imagenet.cache_folder(). Nothing beside the weights is read, written or removed.
 
+A kept model is a program that Paddle parses and runs in this process, and its parsers trust what they read. So
+
+* the folders are this user's, no links, and nobody else may write them;
+* both files must be those that were written here: sums.json holds the program's SHA-256 and the times of the files'
+  last changes, which no copy, archive or backup brings along. There is no list of operators that a program may hold:
+  who can set these times can change the scripts as well;
+* the parameters must be the network's own, byte for byte;
+* while it is read, a mark lies beside it: one that has ended a process is not read again, but made anew;
+* what it says of the run's own pictures is compared with the network, of some that are drawn anew each time.
+
 Everything here has a way out: a model that can't be traced, written, read or is not as exact as it should be costs one
-line on stderr, and the network is run as it is. Importing this file does not import paddle.
+line on stderr, and the network is run as it is; once features that may be wrong have been given away, the run ends.
+Importing this file does not import paddle.
 """
 
 import contextlib
@@ -22,6 +33,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -29,6 +41,7 @@ import time
 import numpy as np
 
 import files
+from retrieval import extraction
 from runtime import gpu, parallel, process
 from utility import UserError
 from weights.imagenet import cache_folder
@@ -36,10 +49,12 @@ from weights.imagenet import cache_folder
 # Tracing, loading and trying a ResNet50 takes 1.5 seconds on two cores; the engine saves 11 ms a picture of 224 x 224.
 # Networks that are faster to trace are for small pictures.
 MIN_PIXELS = 128 * 224 * 224
-MODEL, SUMS = "model", "sums.json"
+MODEL, SUMS, MARK = "model", "sums.json", "being_read"
 KEPT = 4  # models of the same weights, as for several picture sizes
-# Relative errors that the engine may have on the pictures it is tried with before it is used.
+# Relative errors that the engine may have in any picture's outputs.
 TOLERANCE = {"float32": 1e-4, "bf16": 0.2}
+# Pictures that the network looks at, too: of the first batch, and of all others this share, which costs half a percent.
+FIRST, SHARE = 2, 1 / 256
 
 
 # ---------------------------------------------------------------- for the scripts
@@ -75,14 +90,14 @@ class EngineOptions:
 
 
 def prepare(network, options, image_shape, pictures, weights_file=""):
-    """What is to run `network` over `pictures` pictures: itself, or a function as of `compile_network`.
+    """What is to run `network` over `pictures` pictures: itself, or a function as of `compile_network`, under watch.
 
     Args:
         options: EngineOptions.
         image_shape: [3, H, W].
         weights_file: where its weights are from; "" for random ones, of which nothing is kept.
 
-    Raises: UserError where flags contradict each other.
+    Raises: UserError where flags contradict each other. So does the function, see `_watched`.
     """
     precision = options.precision
     if precision == "bf16" and options.engine == "eager":
@@ -100,10 +115,50 @@ def prepare(network, options, image_shape, pictures, weights_file=""):
         run = compile_network(network, image_shape, precision, model_folders(weights_file))
     except Exception as error:  # whatever it is: the network itself can still be run
         if parallel.is_first():
-            print(f"warning: running without the inference engine, slower: {gpu.first_line(error)}", file=sys.stderr)
+            _warn(error)
         return network
     print(f"inference engine: {precision}, {run.threads} threads, {run.source}, {time.time() - start:.1f} sec")
-    return run
+    return _watched(run, network, precision)
+
+
+def _warn(error):
+    print(f"warning: running without the inference engine, slower: {gpu.first_line(error)}", file=sys.stderr)
+
+
+def _watched(run, network, precision):
+    """The function `run`, of which some pictures' outputs are compared with the network's.
+
+    Where they differ in the first batch, or `run` fails, the network takes over and a line says so. The function raises
+    a UserError where they differ later: nobody knows which of the features before are wrong. The model is not kept.
+    """
+    draw = np.random.default_rng()
+    eager = extraction.eager(network)
+    use, first = run, True
+
+    def watched(pictures):
+        nonlocal use, first
+        if use is eager:
+            return eager(pictures)
+        rows = draw.permutation(len(pictures))[: FIRST if first else draw.binomial(len(pictures), SHARE)]
+        failed = wrong = ""
+        try:
+            outputs = run(pictures)
+            if len(rows):
+                wrong = difference(eager(pictures[rows]), [x if x is None else x[rows] for x in outputs], precision)
+        except Exception as error:  # Paddle's have many types
+            failed = error
+        if not (failed or wrong):
+            first = False
+            return outputs
+        if run.folder:
+            files.remove_folder(run.folder, _PARTS)
+        if wrong and not first:
+            raise UserError(f"the inference engine was right at first, but now {wrong}: give --engine=eager")
+        _warn(failed or wrong)
+        use = eager
+        return eager(pictures)
+
+    return watched
 
 
 def no_bf16():
@@ -130,66 +185,69 @@ def compile_network(network, image_shape, precision="float32", folders=()):
     Args:
         image_shape: [3, H, W].
         precision: float32 or bf16.
-        folders: where the model may be kept, the best first; where none can be written to, it is not.
+        folders: where the model may be kept, the best first; where none is this user's or can be written to, it is not.
 
     Returns: function uint8 [N, H, W, 3] -> (embedding float32 [N, D], logits float32 [N, C] or None), NumPy arrays, for
-        any N; its `source` says in words where the model is from, its `threads` how many it takes.
+        any N; its `source` says in words where the model is from, its `threads` how many it takes, and its `folder` is
+        that in which the model is kept, or None.
     Raises: any exception where that is impossible or the outputs are not the network's.
     """
     network.eval()
     key = model_key(network, image_shape)
-    with silence():
-        for folder in folders:
-            path = os.path.join(folder, key)
-            if os.path.islink(folder):
-                continue
-            if files.foreign_entry(path, _PARTS):  # also where there is none
-                continue
-            # Whatever is wrong with it, it can be made again.
-            with contextlib.suppress(Exception):
-                _check_sums(path)
-                run = load(path, precision)
-                check(run, network, image_shape, precision)
-                run.source = f"as kept in {folder}"
-                return run
-            files.remove_folder(path, _PARTS)
-        for folder in [*(folder for folder in folders if not os.path.islink(folder)), None]:
-            try:
-                return _make(network, image_shape, precision, folder, key)
-            except Exception:  # also what Paddle makes of a full disk
-                if folder is None:
-                    raise
+    folders = [folder for folder in folders if _is_private(folder)]
+    for folder in folders:
+        path = os.path.join(folder, key)
+        if files.foreign_entry(path, _PARTS):  # also where there is none
+            continue
+        # Whatever is wrong with it, it can be made again.
+        with contextlib.suppress(Exception), _marked(path):
+            _check_sums(path)
+            _check_parameters(path, network)
+            run = _tried(path, network, image_shape, precision)
+            run.source, run.folder = f"as kept in {folder}", path
+            return run
+        files.remove_folder(path, _PARTS)
+    for folder in [*folders, None]:
+        try:
+            return _make(network, image_shape, precision, folder, key)
+        except Exception:  # also what Paddle makes of a full disk
+            if folder is None:
+                raise
 
 
 def _make(network, image_shape, precision, folder, key):
     """Traces and loads a model; keeps it in `folder` unless that is None."""
     if folder:
-        os.makedirs(folder, exist_ok=True)
         needed = 1.5 * sum(value.size * 4 for value in network.state_dict().values())
         if shutil.disk_usage(folder).free < needed + 2**20:
             raise OSError(f"{folder}: the disk is full")  # Paddle would not notice
     with files.temporary_folder(os.path.join(folder or tempfile.gettempdir(), key)) as temporary:
-        trace(network, temporary, image_shape)
-        run = load(temporary, precision)
-        check(run, network, image_shape, precision)
-        run.source = "compiled"
+        with silence():
+            trace(network, temporary, image_shape)
+        run = _tried(temporary, network, image_shape, precision)
+        run.source, run.folder = "compiled", None
         if folder:
             _write_sums(temporary)
+            run.folder = os.path.join(folder, key)
             with contextlib.suppress(OSError):  # another process was faster
-                os.rename(temporary, os.path.join(folder, key))
+                os.rename(temporary, run.folder)
             _remove_old(folder, key)
             run.source += f" and kept in {folder}"
         return run
+
+
+def _tried(folder, network, image_shape, precision):
+    with silence():
+        run = load(folder, precision)
+        check(run, network, image_shape, precision)
+    return run
 
 
 def load(folder, precision):
     """The function over a model that `trace` has written; see compile_network."""
     from paddle import inference
 
-    program = os.path.join(folder, f"{MODEL}.json")
-    if not os.path.exists(program):
-        program = os.path.join(folder, f"{MODEL}.pdmodel")
-    config = inference.Config(program, os.path.join(folder, f"{MODEL}.pdiparams"))
+    config = inference.Config(program_file(folder), _parameter_file(folder))
     config.disable_glog_info()
     config.disable_gpu()
     config.enable_mkldnn()
@@ -228,22 +286,33 @@ def _threads():
 
 
 def check(run, network, image_shape, precision):
-    """Tries the function against the network: the engine's code depends on the processor, and not all were tested.
+    """Tries a function against the network, on pictures that nobody knows before: one of noise, one of large squares.
 
-    Raises: RuntimeError where its outputs are others.
+    The engine's code depends on the processor, and not all were tested. Raises: RuntimeError where its outputs differ.
     """
-    import paddle
+    _, height, width = image_shape
+    draw = np.random.default_rng()
+    pictures = draw.integers(0, 256, (2, height, width, 3), np.uint8)
+    pictures[1] = pictures[1, ::16, ::16].repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
+    if wrong := difference(extraction.eager(network)(pictures), run(pictures), precision):
+        raise RuntimeError(wrong)
 
-    pictures = np.random.default_rng(0).integers(0, 256, (2, *image_shape[1:], 3), np.uint8)
-    with paddle.no_grad():
-        wanted = [output.numpy() for output in network(paddle.to_tensor(pictures)) if output is not None]
-    found = [output for output in run(pictures) if output is not None]
+
+def difference(wanted, found, precision):
+    """What is wrong with the outputs `found`, in words; "" where each picture's are those wanted within TOLERANCE.
+
+    Args:
+        wanted, found: arrays [N, ...] or None, the outputs for the same pictures.
+    """
+    wanted, found = ([output for output in outputs if output is not None] for outputs in (wanted, found))
+    if [output.shape for output in wanted] != [output.shape for output in found]:
+        return "it has other outputs"
     for here, there in zip(wanted, found):
-        error = np.linalg.norm(here - there) / max(np.linalg.norm(here), 1e-12) if here.shape == there.shape else np.inf
-        if not error <= TOLERANCE[precision]:  # NaN included
-            raise RuntimeError(f"its outputs are off by {error:.2g}")
-    if len(wanted) != len(found):
-        raise RuntimeError("it has other outputs")
+        with np.errstate(all="ignore"):
+            error = np.linalg.norm(here - there, axis=1) / np.maximum(np.linalg.norm(here, axis=1), 1e-12)
+        if not np.all(error <= TOLERANCE[precision]):  # NaN included
+            return f"its outputs are off by {error.max():.2g}"
+    return ""
 
 
 def trace(network, folder, image_shape, normalise=False):
@@ -314,14 +383,21 @@ def model_key(network, image_shape):
     return f"{weights.hexdigest()[:16]}_{rest.hexdigest()[:16]}"
 
 
+def program_file(folder):
+    """The path of a model's program: of 3.x where there is one, else of 2.x."""
+    path = os.path.join(folder, f"{MODEL}.json")
+    return path if os.path.exists(path) else os.path.join(folder, f"{MODEL}.pdmodel")
+
+
+def _parameter_file(folder):
+    return os.path.join(folder, f"{MODEL}.pdiparams")
+
+
 def _sums(folder):
-    sums = {}
-    for name in sorted(os.listdir(folder)):
-        if name.startswith(MODEL):
-            with open(os.path.join(folder, name), "rb") as file:
-                data = file.read()
-            sums[name] = hashlib.sha256(data).hexdigest()
-    return sums
+    with files.open_file(program_file(folder), files.MOST_JSON) as file:
+        digest = hashlib.sha256(file.read()).hexdigest()
+        paths = file.fileno(), _parameter_file(folder)
+        return {"sha256": digest, "changed": [os.stat(path).st_ctime_ns for path in paths]}
 
 
 def _write_sums(folder):
@@ -330,10 +406,89 @@ def _write_sums(folder):
 
 
 def _check_sums(folder):
-    """Raises ValueError or OSError where the folder is not as `_write_sums` left it."""
-    with open(os.path.join(folder, SUMS)) as file:
-        if json.load(file) != _sums(folder):
-            raise ValueError(f"{folder}: damaged")
+    """Raises ValueError or OSError where program and parameters are not the files that `_write_sums` has seen."""
+    if files.read_json(os.path.join(folder, SUMS)) != _sums(folder):
+        raise ValueError(f"{folder}: damaged")
+
+
+def _check_parameters(folder, network):
+    """Raises an exception where a model's parameters are not, byte for byte, the network's tensors in some order.
+
+    The file has, for each: 16 bytes 0, the size of what follows as int32, its type (float32) and lengths as a protobuf
+    message, and its data.
+    """
+    tensors = dict([*network.state_dict().items(), *network.named_buffers()])
+    left = {}
+    for tensor in tensors.values():
+        array = tensor.numpy()
+        lengths = b"\x08\x05" + b"".join(b"\x10" + _varint(length) for length in array.shape)
+        left.setdefault(bytes(16) + len(lengths).to_bytes(4, "little") + lengths, []).append(array.tobytes())
+    with files.open_file(_parameter_file(folder)) as file:
+        while head := file.read(20):
+            same = left[head + file.read(min(head[-4], 99))]
+            same.remove(file.read(len(same[0])))
+    if any(left.values()):
+        raise ValueError(f"{folder}: tensors are missing")
+
+
+def _varint(number):
+    """A number >= 0 as protobuf writes it: 7 bits a byte, the lowest first, the high bit set in all but the last."""
+    low = bytes([number & 127 | (128 if number > 127 else 0)])
+    return low + _varint(number >> 7) if number > 127 else low
+
+
+@contextlib.contextmanager
+def _marked(folder):
+    """Has a mark in a kept model's folder until the block has come to its end, and locks it against other processes.
+
+    Raises: RuntimeError where there is one that nobody has locked: a process has died over this model, or was ended.
+    """
+    path = os.path.join(folder, MARK)
+    with open(path, "ab") as file:
+        if not _locked(file):  # another process is reading it, and will say how that ends
+            yield
+            return
+        if file.tell():
+            print("note: an earlier run ended while it read a kept model of the engine: made anew", file=sys.stderr)
+            raise RuntimeError("an earlier run ended")
+        file.write(b"x")
+        file.flush()
+        yield
+        file.truncate(0)  # for who has opened it by now
+        with contextlib.suppress(OSError):
+            os.remove(path)
+
+
+def _locked(file):
+    """Locks an open file until it is closed; -> False where another process has. True where there are no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
+
+
+def _is_private(folder):
+    """Makes a folder and the one around it, for this user alone; -> whether they are, and are no links.
+
+    In what lies around these two others may write: they can put no folder there that is this user's.
+    """
+    try:
+        os.makedirs(os.path.dirname(os.path.dirname(folder)), exist_ok=True)
+        for path in (os.path.dirname(folder), folder):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+            status = os.lstat(path)
+            mine = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
+            if not (stat.S_ISDIR(status.st_mode) and mine):
+                return False
+        return True
+    except OSError:
+        return False
 
 
 def _remove_old(folder, key):
@@ -353,4 +508,4 @@ def _remove_old(folder, key):
 
 # The names of our folders, whole or being written, and of what they hold.
 _KEY = re.compile(r"[0-9a-f]{16}_[0-9a-f]{16}((\.old)?\.tmp\w+)?")
-_PARTS = re.compile(r"model\.(json|pdmodel|pdiparams|pdiparams\.info)|sums\.json(\.tmp\w+)?")
+_PARTS = re.compile(r"model\.(json|pdmodel|pdiparams|pdiparams\.info)|sums\.json(\.tmp\w+)?|being_read")

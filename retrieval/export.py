@@ -64,8 +64,7 @@ def _is_export(folder):
     if not os.listdir(folder):
         return True
     try:
-        with open(os.path.join(folder, DESCRIPTION)) as file:
-            description = json.load(file)
+        description = files.read_json(os.path.join(folder, DESCRIPTION))
         ours = isinstance(description["transform"]["meaning"], str) and isinstance(description["paddle"], str)
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -112,11 +111,7 @@ def _describe(folder, run, settings, labels, refined):
     _, height, width = settings.image_shape
     embedding, _ = run(np.zeros((1, height, width, 3), np.uint8))
     transform = _TRANSFORMS[settings.test_transform].format(height=height, width=width)
-    (program,) = (
-        name
-        for name in (f"{engine.MODEL}.json", f"{engine.MODEL}.pdmodel")
-        if os.path.exists(os.path.join(folder, name))
-    )
+    program = os.path.basename(engine.program_file(folder))
     description = {
         "model": settings.model,
         "pooling": settings.pooling,

@@ -94,11 +94,11 @@ def extract(network, samples, reading, batch_size, on_batch=None, signals=None):
     run = network
     if isinstance(network, paddle.nn.Layer):
         network.eval()
-        run = _eager(network)
+        run = eager(network)
     batches = _run(run, reader.read_in_order(samples, reading, batch_size), on_batch is not None)
     features, indices, bad = [], [], []
     # Shown on stderr where that is a terminal.
-    with paddle.no_grad(), tqdm(total=len(samples.paths), unit=" images", disable=None, dynamic_ncols=True) as bar:
+    with tqdm(total=len(samples.paths), unit=" images", disable=None, dynamic_ncols=True) as bar:
         for index, embedding, logits, bad_here in parallel.collect(batches, signals):
             bar.update(len(index) + len(bad_here))
             bad += bad_here
@@ -118,12 +118,14 @@ def extract(network, samples, reading, batch_size, on_batch=None, signals=None):
     return Features(np.concatenate(features)[order], index[order], sorted(bad))
 
 
-def _eager(network):
+def eager(network):
+    """A network as a function of NumPy arrays: uint8 [N, H, W, 3] -> its outputs, float32 or None."""
     import paddle
 
     def run(image):
-        outputs = network(paddle.to_tensor(image))
-        return (None if x is None else x.numpy().astype(np.float32, copy=False) for x in outputs)
+        with paddle.no_grad():
+            outputs = network(paddle.to_tensor(image))
+        return tuple(None if x is None else x.numpy().astype(np.float32, copy=False) for x in outputs)
 
     return run
 

@@ -82,6 +82,12 @@ def test_an_export_is_whole_or_nothing(network, tmp_path, no_trace, capfd):
     (tmp_path / "own" / "description.json").write_text("{}")
     with pytest.raises(UserError, match="holds other files"):
         export.check_export_folder(str(tmp_path / "own"))
+    for content in ("[" * 100000, "[]", '{"transform": 0}', '{"transform": {"meaning": "x"}, "paddle": NaN}', "\xff"):
+        (tmp_path / "own" / "thesis.tex").unlink(missing_ok=True)
+        (tmp_path / "own" / "description.json").write_text(content, encoding="latin-1")
+        with pytest.raises(UserError, match="holds other files"):
+            export.check_export_folder(str(tmp_path / "own"))
+    (tmp_path / "own" / "thesis.tex").write_text("")
     (target / "notes.txt").write_text("")
     with pytest.raises(UserError, match="holds other files"):
         export.check_export_folder(str(target))
