@@ -19,7 +19,7 @@ from utility import plain
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 MEAN_COLOR = (124, 116, 104)  # in 0..255
-# 8192 x 8192. Decoding takes, at its peak, 6 bytes for each pixel of a JPEG, 7 of a PNG, and up to 20 of other formats
+# 8192 x 8192. Decoding takes, at its peak, 6 bytes for each pixel of a JPEG, 9 of a PNG, and up to 20 of other formats
 # (JPEG 2000, WebP): 0.4 to 1.3 GB a worker.
 MAX_PIXELS = 2**26
 MAX_SCANS = 32  # of a JPEG; encoders make 12 at most, and each is a pass over the whole picture

@@ -9,6 +9,9 @@ from conftest import read_rows, run
 from PIL import Image
 from test_faults import start
 
+import infer
+import reader
+
 
 def faulty_pictures(folder):
     """Writes pictures of every bad and odd kind; -> ({name: reason} of the bad ones, names of the odd but good)."""
@@ -75,6 +78,13 @@ def test_odd_pictures_are_pictures(birds, trained, tmp_path):
     _, err = process.communicate()
     assert process.returncode == 0, err
     assert "list.txt:2: " in err and "is on line 1 with another label, too (9 such lines)" in err
+
+
+def test_a_name_forges_no_line(capsys):
+    names = ["a\nTest-9-score: [1.000000], class [1], b.jpg", "\x1b[31mred.jpg"]
+    infer.Scores(reader.Samples(names, None, None, None), None).show([0, 1], np.ones((2, 1), np.float32))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(line.isprintable() for line in lines)
 
 
 def test_max_pixels(trained, tmp_path):
