@@ -381,6 +381,7 @@ def fail(*args):
         (lambda images, outputs: [np.ones_like(output) for output in outputs], "its outputs are off by"),
         (lambda images, outputs: [output * np.nan for output in outputs], "its outputs are off by nan"),
         (lambda images, outputs: [outputs[0], None], "it has other outputs"),
+        (lambda images, outputs: [np.concatenate([x, x]) for x in outputs], "it has other outputs"),
         (fail, "no memory"),
     ],
 )
