@@ -27,7 +27,7 @@ import transforms
 from runtime import parallel
 from runtime.process import cpu_count
 from transforms import MAX_PIXELS, TEST_TRANSFORMS, BadImage
-from utility import UserError, boolean, number, plain
+from utility import UserError, boolean, number, parse_row, plain
 
 # paths: list of str. labels: int64 [N], or None where there are none. source, lines: the list file and, for each
 # picture, its line there (None, None for pictures named on the command line). Several inputs in one have no source, and
@@ -88,7 +88,7 @@ def read_list(path, data_dir=None, need_labels=True):
         return Samples([os.path.join(folder, row) for _, row in rows], None, path, lines)
     paths, labels = [], []
     for line, row in rows:
-        fields = row.rsplit(None, 1)
+        fields = parse_row(row)
         if len(fields) < 2:
             raise UserError(f"{path}:{line}: no label on this line: expected '<path> <label>', found '{plain(row)}'")
         if not re.fullmatch(r"[+-]?[0-9]{1,1000}", fields[1]):  # int() would take 1_0, too

@@ -136,6 +136,11 @@ def _ends(text, most):
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[len(text) - most // 2 :]}"
 
 
+def parse_row(row):
+    """What a row of a list file says: [path, label], without the white space around them; [path] without a label."""
+    return row.strip().rsplit(None, 1)
+
+
 def say(text):
     """Prints text with names from outside in it, as one line."""
     print(plain(text, 2000), flush=True)

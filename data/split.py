@@ -22,7 +22,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import files
 from runtime import process
-from utility import UserError, say
+from utility import UserError, parse_row, say
 
 EDITIONS = {6033: "CUB-200 (2010)", 11788: "CUB-200-2011"}
 
@@ -36,11 +36,6 @@ def is_image(path):
         return False
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     return webp or head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"))
-
-
-def parse_row(row):
-    """What a reader takes a row of a list for: [path, label], without the white space around them."""
-    return row.strip().rsplit(None, 1)
 
 
 def fits_a_list(path):
