@@ -162,7 +162,7 @@ def train_epoch(job, progress):
     shared, owned = trained_parameters(network), trained_parameters(objective)
     statistics = network.batch_norm_statistics()
     epoch, steps, bad = progress.epoch, progress.steps, []
-    finite, steplog = optimizers.FiniteCheck(), StepLog(job.run)
+    finite, steplog = optimizers.FiniteCheck(), StepLog(job.run, job.signals)
     batches = data.training_batches(job.data, job.batching, job.reading, progress)
     for step in range(progress.step, steps):
         batch = steplog.next_batch(batches)

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import errno
 import io
+import math
 import os
 import platform
 import random
@@ -20,7 +21,7 @@ from utility import UserError, plain
 
 
 class Stopped(Exception):
-    """The run ends here in good order; `status` is the process's exit status: 143 or 130 after SIGTERM or Ctrl-C."""
+    """The run ends here in good order; `status` is the process's exit status, after a signal 128 and its number."""
 
     def __init__(self, status, message):
         super().__init__(message)
@@ -62,20 +63,33 @@ def run_script(main):
         sys.exit(2)
 
 
+# Ctrl-C, and what schedulers and lost terminals send (SIGUSR1: Slurm's --signal=USR1@120).
+STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+
+
 class Signals:
-    """`number` is that of the SIGTERM or Ctrl-C that has come since `note_signals`, or 0."""
+    """`number` is that of the signal of STOPPING that has come since `note_signals`, or 0."""
 
     def __init__(self):
         self.number = 0
 
+    @contextlib.contextmanager
+    def note_lost_output(self):
+        """Takes it for a signal where the block prints and the reader of our output (head, less) has gone."""
+        try:
+            yield
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.number = self.number or signal.SIGPIPE
+
 
 def note_signals():
-    """From now on the first SIGTERM or Ctrl-C ends nothing, but is in the Signals that this returns; a second one ends
-    the process at once.
+    """From now on the first signal of STOPPING ends nothing, but is in the Signals that this returns; a second one ends
+    the process at once. One that is ignored, as nohup has SIGHUP, stays so.
 
     To be called after paddle's import, which sets handlers of its own.
     """
-    signals = Signals()
+    signals, terminals = Signals(), [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
     first = 0.0
 
     def note(number, frame):
@@ -86,14 +100,18 @@ def note_signals():
                 os.kill(os.getpid(), number)
             return
         signals.number, first = number, time.time()
+        if signal.Signals(number).name == "SIGHUP":
+            for descriptor in terminals:  # which are gone: what is said from now on must not end the run
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
         if parallel.world_size() == 1:
             # The system's own handlers end the process even in the middle of a long computation.
-            for other in (signal.SIGTERM, signal.SIGINT):
+            for other in heeded:
                 signal.signal(other, signal.SIG_DFL)
         # Not print, which may be what the signal has interrupted.
         os.write(2, f"{signal.Signals(number).name}: stopping after this step; once more stops at once\n".encode())
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    heeded = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    for number in heeded:
         signal.signal(number, note)
     return signals
 
@@ -102,8 +120,47 @@ def note_signals():
 
 
 def cpu_count():
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPUs that this process may use: no more than the quota of its container is worth."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(own, cpu_quota())))
+
+
+def cpu_quota(root="/"):
+    """CPUs that the control groups of this process allow it at a time; infinite where there are none, or no limit.
+
+    The smallest counts of those of a group and the ones around it: cpu.max, or cpu.cfs_quota_us in version 1.
+
+    Args:
+        root: the root of the file system.
+    """
+    quotas = [math.inf]
+    for line in _words(root, "proc/self/cgroup"):
+        _, controllers, group = f"{line}::".split(":")[:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        group = group.strip("/")
+        while True:  # in a container, the group's own name may be one outside of it: then there is the root alone
+            for mount in ("", "unified", "cpu", "cpu,cpuacct", controllers):
+                quotas.append(_quota(os.path.join(root, "sys/fs/cgroup", mount, group)))
+            if not group:
+                break
+            group = os.path.dirname(group)
+    return min(quotas)
+
+
+def _quota(folder):
+    words = _words(folder, "cpu.max") or _words(folder, "cpu.cfs_quota_us") + _words(folder, "cpu.cfs_period_us")
+    try:
+        quota, period = (int(word) for word in words)
+    except ValueError:  # "max", or no such files
+        return math.inf
+    return quota / period if quota > 0 and period > 0 else math.inf
+
+
+def _words(folder, name):
+    with contextlib.suppress(OSError, UnicodeDecodeError), open(os.path.join(folder, name)) as file:
+        return file.read().split()
+    return []
 
 
 def cpu_flags(cpuinfo="/proc/cpuinfo"):

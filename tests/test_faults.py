@@ -3,6 +3,7 @@ never interrupted."""
 
 import json
 import os
+import pty
 import random
 import re
 import shutil
@@ -90,7 +91,10 @@ def test_twenty_kills_change_nothing(birds, tmp_path, optimizer):
     assert sorted(os.listdir(tmp_path / "killed" / "ResNet8")) == sorted(os.listdir(tmp_path / "whole" / "ResNet8"))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)],
+)
 def test_a_signal_saves_in_the_middle_of_an_epoch(birds, tmp_path, number, status):
     flags = ["--num_epochs=2", "--total_images=160"]
     process = start(birds, tmp_path / "whole", *flags)
@@ -106,6 +110,29 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(birds, tmp_path, number, statu
     run("eval.py", *birds.lists, f"--pretrained_model={saved}", "--use_gpu=False")
     run("train.py", f"--checkpoint={saved}")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped", "1")
+
+
+def test_a_lost_terminal_costs_nothing(birds, tmp_path):
+    pid, terminal = pty.fork()
+    if not pid:
+        flags = [*birds.lists, *TINY, "--num_epochs=100", "--log_every=1", f"--model_save_dir={tmp_path}"]
+        os.execv(sys.executable, [sys.executable, os.path.join(ROOT, "train.py"), *flags])
+    said = b""
+    while said.count(b"trainbatch") < 3:
+        said += os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
+    assert checkpoint.read_description(tmp_path / "ResNet8" / "latest")["step"] > 0
+
+
+def test_a_reader_that_leaves_costs_nothing(birds, tmp_path):
+    process = start(birds, tmp_path, "--num_epochs=100", "--log_every=1", "--total_images=800")
+    assert wait_for_steps(process, 3)
+    process.stdout.close()
+    assert process.wait() == 141 and re.fullmatch(
+        r"stopped: saved .*0_\d+; .*\n", process.stderr.read().splitlines(True)[-1]
+    )
+    assert checkpoint.read_description(tmp_path / "ResNet8" / "latest")["step"] >= 3
 
 
 def test_a_second_signal_stops_at_once(birds, tmp_path):

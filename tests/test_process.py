@@ -1,5 +1,6 @@
 """How a process starts and ends."""
 
+import math
 import os
 import signal
 import subprocess
@@ -132,3 +133,38 @@ def test_amp_that_the_gpu_lacks_is_an_error(monkeypatch, kind, supported, wanted
         return
     with pytest.raises(UserError, match=wanted):
         process.amp_type(kind)
+
+
+@pytest.mark.parametrize(
+    ("group", "content", "wanted"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000"}, 1.5),
+        ("0::/\n", {"cpu.max": "max 100000"}, math.inf),
+        ("0::/a/b\n", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2),
+        ("0::/a/b\n", {"a/cpu.max": "50000 100000", "a/b/cpu.max": "800000 100000"}, 0.5),
+        ("0::/elsewhere\n", {"cpu.max": "300000 100000"}, 3),
+        (
+            "4:cpu,cpuacct:/a\n",
+            {"cpu,cpuacct/a/cpu.cfs_quota_us": "250000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000"},
+            2.5,
+        ),
+        ("4:cpu:/a\n", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, math.inf),
+        ("4:memory:/a\n", {"a/cpu.max": "100000 100000"}, math.inf),
+        ("", {}, math.inf),
+    ],
+)
+def test_the_quota_of_a_container(tmp_path, group, content, wanted):
+    for name, text in {
+        "proc/self/cgroup": group,
+        **{f"sys/fs/cgroup/{name}": t for name, t in content.items()},
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert process.cpu_quota(str(tmp_path)) == wanted
+
+
+def test_cpus_are_counted_from_the_quota(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for quota, wanted in ((math.inf, 8), (2.5, 3), (0.1, 1), (64, 8)):
+        monkeypatch.setattr(process, "cpu_quota", lambda quota=quota: quota)
+        assert process.cpu_count() == wanted

@@ -7,10 +7,14 @@ from utility import UserError, duration
 
 
 class StepLog:
-    """Counts steps, pictures and time since its last line."""
+    """Counts steps, pictures and time since its last line.
 
-    def __init__(self, run):
-        self.run = run
+    Args:
+        run: training.run.Run; signals: process.Signals, which hears of it where nobody reads the lines any more.
+    """
+
+    def __init__(self, run, signals):
+        self.run, self.signals = run, signals
         self.restart()
 
     def restart(self):
@@ -50,13 +54,14 @@ class StepLog:
         )
         left = ((num_epochs - epoch) * steps - step - 1) * record["sec"]
         self.run.log(record)
-        print(
-            f"Pass {epoch}, trainbatch {step}, lr {lr:.6g}, loss_metric {record['loss_metric']:.4f}, "
-            f"loss_cls {record['loss_cls']:.4f}, acc1 {record['acc1']:.4f}, acc5 {record['acc5']:.4f}, "
-            f"time {record['sec']:.2f} sec, {record['img_per_sec']:.1f} img/s, data wait {record['data_wait']:.1%}, "
-            f"memory {record['peak_memory'] / 2**30:.2f} GiB, left {duration(left)}",
-            flush=True,
-        )
+        with self.signals.note_lost_output():
+            print(
+                f"Pass {epoch}, trainbatch {step}, lr {lr:.6g}, loss_metric {record['loss_metric']:.4f}, "
+                f"loss_cls {record['loss_cls']:.4f}, acc1 {record['acc1']:.4f}, acc5 {record['acc5']:.4f}, "
+                f"time {record['sec']:.2f} sec, {record['img_per_sec']:.1f} img/s, "
+                f"data wait {record['data_wait']:.1%}, memory {record['peak_memory'] / 2**30:.2f} GiB, left {duration(left)}",
+                flush=True,
+            )
         self.restart()
 
 
