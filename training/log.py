@@ -59,7 +59,8 @@ class StepLog:
                 f"Pass {epoch}, trainbatch {step}, lr {lr:.6g}, loss_metric {record['loss_metric']:.4f}, "
                 f"loss_cls {record['loss_cls']:.4f}, acc1 {record['acc1']:.4f}, acc5 {record['acc5']:.4f}, "
                 f"time {record['sec']:.2f} sec, {record['img_per_sec']:.1f} img/s, "
-                f"data wait {record['data_wait']:.1%}, memory {record['peak_memory'] / 2**30:.2f} GiB, left {duration(left)}",
+                f"data wait {record['data_wait']:.1%}, "
+                f"memory {record['peak_memory'] / 2**30:.2f} GiB, left {duration(left)}",
                 flush=True,
             )
         self.restart()
