@@ -3,19 +3,21 @@
 import collections
 import re
 
-# width, height; components; progressive; restart: MCUs between restart markers, 0 for none; mcus: of an interleaved
+# width, height; components; restart: MCUs between restart markers, 0 for none; mcus: of an interleaved
 # scan; exif: whether there is EXIF or XMP data, where an orientation may be; scan: where the first scan's data begins;
 # all_in_one: whether the first scan has all components, and nothing comes after it.
 Header = collections.namedtuple("Header", "width height components restart mcus exif scan all_in_one")
 
-_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # of those that libjpeg decodes to 8 bits
-_PROGRESSIVE = (0xC2, 0xCA)
+_LOSSLESS, _PROGRESSIVE = (0xC3,), (0xC2, 0xCA)
+_FRAMES = (0xC0, 0xC1, 0xC9, *_LOSSLESS, *_PROGRESSIVE)  # those that libjpeg knows
+MOST_SEGMENTS = 10_000
 _ALONE = (0x01, *range(0xD0, 0xD8))  # markers that no length follows
 _WITH_LENGTH = (0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE)
 _DRI, _SOS, _EOI = 0xDD, 0xDA, 0xD9
-_MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
-_RESTART = re.compile(rb"\xff+[\xd0-\xd7]")
-_END_OF_SCAN = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+# Of several FF only the last counts: a pattern that took all of them would try each anew.
+_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
+_RESTARTS = [bytes((0xFF, kind)) for kind in range(0xD0, 0xD8)]
+_END_OF_SCAN = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
 
 
 class BadJpeg(Exception):
@@ -25,7 +27,10 @@ class BadJpeg(Exception):
 def read_header(data):
     """The Header of the bytes of a JPEG. Raises: BadJpeg."""
     frame, restart, exif, at = None, 0, False, 2
-    while found := _MARKER.search(data, at):  # fill bytes and what is between segments are passed over, as in libjpeg
+    for _ in range(MOST_SEGMENTS):
+        found = _MARKER.search(data, at)  # fill bytes and what is between segments are passed over, as in libjpeg
+        if not found:
+            break
         kind, at = found[1][0], found.end()
         if kind in _ALONE:
             continue
@@ -68,6 +73,7 @@ def _header(frame, restart, exif, scan, scan_segment):
         across = down = 8
     if not (across and down):
         raise BadJpeg("a JPEG whose frame is broken")
+    restart = 0 if kind in _LOSSLESS else restart  # counted in other units
     mcus = -(-width // across) * -(-height // down)
     all_in_one = kind not in _PROGRESSIVE and scan_segment[0] == components
     return Header(width, height, components, restart, mcus, exif, scan, all_in_one)
@@ -76,14 +82,15 @@ def _header(frame, restart, exif, scan, scan_segment):
 def count_scans(data, header, most):
     """The number of scans, each of which costs a decoder a pass over the picture; not counted beyond `most`."""
     count, at = 1, header.scan
-    while not header.all_in_one and count < most and (found := _END_OF_SCAN.search(data, at)):
+    for _ in range(0 if header.all_in_one else MOST_SEGMENTS):
+        found = _END_OF_SCAN.search(data, at)
+        if not found or found[1][0] == _EOI or count >= most:
+            return count
         kind, at = found[1][0], found.end()
-        if kind == _EOI:
-            break
         count += kind == _SOS
         if kind not in _ALONE:
             at += int.from_bytes(data[at : at + 2], "big")
-    return count
+    return count if header.all_in_one else most
 
 
 def lacks_restarts(data, header):
@@ -92,4 +99,5 @@ def lacks_restarts(data, header):
         return False
     found = _END_OF_SCAN.search(data, header.scan)
     end = found.start() if found else len(data)
-    return len(_RESTART.findall(data, header.scan, end)) < (header.mcus - 1) // header.restart
+    there = sum(data.count(marker, header.scan, end) for marker in _RESTARTS)
+    return there < (header.mcus - 1) // header.restart

@@ -423,7 +423,7 @@ def add_data_arguments(parser):
         type=number(int, low=1, high=2**30),
         default=MAX_PIXELS,
         help="an image with more counts as a broken one; "
-        "each worker may need 6 bytes (JPEG) to 20 (WebP, JPEG 2000) for each pixel of the largest",
+        "each worker may need 6 bytes (JPEG) to 23 (JPEG 2000) for each pixel of the largest",
     )
     group.add_argument(
         "--seed", type=number(int, low=0, high=2**31 - 1), help="fixes every random draw (default: drawn and logged)"

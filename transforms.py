@@ -5,7 +5,10 @@ Decoding and resizing release Python's interpreter lock in OpenCV and Pillow.
 
 import contextlib
 import io
+import itertools
 import math
+import re
+import struct
 
 import cv2
 import numpy as np
@@ -19,9 +22,13 @@ from utility import plain
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 MEAN_COLOR = (124, 116, 104)  # in 0..255
-# 8192 x 8192. Decoding takes, at its peak, 6 bytes for each pixel of a JPEG, 9 of a PNG, and up to 20 of other formats
-# (JPEG 2000, WebP): 0.4 to 1.3 GB a worker.
+# 8192 x 8192. Decoding takes, at its peak, 6 to 12 bytes for each pixel of a JPEG or PNG, and up to 23 of other formats
+# (JPEG 2000, WebP): 0.4 to 1.6 GB a worker.
 MAX_PIXELS = 2**26
+MOST_TILES = 4096  # of a JPEG 2000, each of which takes some 12 KB
+_SIZ = re.compile(rb"\xff\x4f\xff\x51.{4}(.{32})", re.DOTALL)
+# Pillow's decoders of these are loops in Python: 3 seconds for so many pixels.
+SLOW_PIXELS, _SLOW_PPM = 2**20, ("ppm", "ppm_plain")
 MAX_SCANS = 32  # of a JPEG; encoders make 12 at most, and each is a pass over the whole picture
 
 # Pillow knows 43 formats, of which some start other programs or believe what a file says of its size.
@@ -75,7 +82,7 @@ def _decode_jpeg(data, max_pixels):
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         with contextlib.suppress(cv2.error):  # more pixels than OpenCV takes: Pillow finds the words for it
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-            if image is not None:
+            if image is not None and image.shape[:2] == (header.height, header.width):
                 if (header.components == 4 or _has_gray_corner(image)) and _stops_early(data):
                     raise BadImage("a truncated JPEG")
                 return _upright(image, _jpeg_orientation(data) if header.exif else 1)
@@ -91,16 +98,20 @@ def _decode_with_pillow(data, max_pixels, size=None):
     formats = FORMATS
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC and (heif := _heif()):
         formats += (heif,)
+    if data[:2] in (b"P1", b"P2", b"P3") and len(data) > 2**22:
+        raise BadImage("a large PPM in text")
     if data[:4] == b"RIFF":
         _check_size(*_webp_size(data), max_pixels)
     with Image.open(io.BytesIO(data), formats=formats) as image:
         if size and image.size != size:
             raise BadImage("an image whose header can be read in two ways")
         # What decoders allocate: the picture, and of what it is made of the largest piece.
-        tags = getattr(image, "tag_v2", {})
-        pieces = [image.size, (tags.get(322, 0), tags.get(323, 0))]  # TIFF: width and height of a tile
-        for width, height in pieces:
+        for width, height in (image.size, (_number(image, 322, 0), _number(image, 323, 0))):  # TIFF: a tile's
             _check_size(width, height, max_pixels)
+        if image.format == "JPEG2000":
+            _check_tiles(data)
+        if image.format == "PPM" and image.tile[0][0] in _SLOW_PPM and image.width * image.height > SLOW_PIXELS:
+            raise BadImage("a large PPM whose white is neither 255 nor 65535")
         image.load()
         orientation = 1
         with contextlib.suppress(Exception):  # a broken EXIF block does not make a broken picture
@@ -127,7 +138,7 @@ def _rgb(image):
     """A loaded picture of Pillow's -> uint8 RGB [H, W, 3]; in bands, for Pillow's copies would be as large as it is."""
     if image.mode[0] in "IF":
         return cv2.cvtColor(_gray(image), cv2.COLOR_GRAY2RGB)
-    if 2 in _numbers(image, 339):
+    if _number(image, 339, 1) == 2:
         raise BadImage("signed samples, whose black and white are not known")
     rows = max(1, 2**22 // image.width)
     if rows >= image.height:
@@ -147,20 +158,34 @@ def _gray(image):
             raise BadImage("float samples beyond 0..1, or NaN: which of them is white is not known")
         gray = np.rint(values * 255).astype(np.uint8)
     else:
-        if 2 in _numbers(image, 339):
+        if _number(image, 339, 1) == 2:
             raise BadImage("signed samples, whose black and white are not known")
-        bits = next(iter(_numbers(image, 258)), 16)
+        bits = _number(image, 258, 16)
         if bits == 32:
             values = values.view(np.uint32)
         gray = np.clip(values.astype(np.uint32) >> (bits - 8), 0, 255).astype(np.uint8)
-    white_is_zero = 0 in _numbers(image, 262)
-    return 255 - gray if white_is_zero else gray
+    return 255 - gray if _number(image, 262, 1) == 0 else gray
 
 
-def _numbers(image, tag):
-    """The numbers that a TIFF has under a tag: () where it has none, or is none."""
-    value = getattr(image, "tag_v2", {}).get(tag, ())
-    return value if isinstance(value, tuple) else (value,)
+def _number(image, tag, default):
+    """The first number that a TIFF has under a tag; the default where it has none, or is none."""
+    value = getattr(image, "tag_v2", {}).get(tag, default)
+    value = value[0] if isinstance(value, tuple) and value else value
+    if type(value) is not int:
+        raise BadImage(f"a TIFF whose tag {tag} is no number")
+    return value
+
+
+def _check_tiles(data):
+    """Raises a BadImage where a JPEG 2000 has so many tiles that they take more memory than its pixels.
+
+    Of all that looks like the description of its size (SIZ), for only its decoder knows which one counts.
+    """
+    for found in itertools.islice(_SIZ.finditer(data), 100):
+        right, bottom, _, _, width, height, left, top = struct.unpack(">8I", found[1])
+        across, down = -((left - right) // max(1, width)), -((top - bottom) // max(1, height))
+        if across * down > MOST_TILES:
+            raise BadImage(f"a JPEG 2000 of more than {MOST_TILES} tiles")
 
 
 def _upright(image, orientation):

@@ -118,6 +118,8 @@ class Settings:
         add_model_arguments(parser)
         add_picture_arguments(parser)
         check_values(parser, stored, source)
+        if "model" not in stored or None in stored.values():
+            raise UserError(f"{source}: settings without a model, or with one that is open")
 
     @property
     def channels(self):

@@ -13,7 +13,7 @@ from utility import UserError
 from weights import checkpoint, read_weights
 
 HOSTILE = (
-    *(None, True, -1, 0, 7, 2**31, 2**70, 1.5, -0.01, 1e308, "", "x", "7", "/dev/zero", "a\x1b[31m\nb" * 99),
+    *(None, True, 10**400, -1, 0, 7, 2**31, 2**70, 1.5, -0.01, 1e308, "", "x", "7", "/dev/zero", "a\x1b[31m\nb" * 99),
     *([], [-1, 5], [[[]]], [2**63], ["a"], {}, {"epoch": -1, "recall@1": "x"}, {"a": {"b": []}}),
 )
 
@@ -65,9 +65,22 @@ def test_flags_in_it_have_the_flags_types(folder, monkeypatch, part):
         for value in HOSTILE:
             write(folder, {**whole, part: {**whole[part], name: value}})
             one_line(start.find_start, dict(vars(args), num_epochs=9), typed | {"num_epochs"}, parser)
-    for name, value in (("lr", -0.01), ("keep", -3), ("train_list", 0), ("max_pixels", 10**18), ("seed", "7")):
+    for name, value in (("lr", -0.01), ("keep", -3), ("train_list", 0), ("seed", "7"), ("seed", None)):
         write(folder, {**whole, "args": {**whole["args"], name: value}})
-        with pytest.raises(UserError, match=f"checkpoint.json: {name} is "):
+        with pytest.raises(UserError, match=f"checkpoint.json: .*{name}"):
+            start.find_start(dict(vars(args)), typed, parser)
+    changed = {"max_pixels": 10**18, "model": "ResNet50", "image_shape": None, "train_batch_size": None}
+    write(folder, {**whole, "args": {**whole["args"], **changed}})
+    flags = start.find_start(dict(vars(args), num_epochs=9), typed | {"num_epochs"}, parser).flags
+    assert flags["max_pixels"] == args.max_pixels and flags["model"] == "ResNet8"
+    assert flags["image_shape"] == whole["settings"]["image_shape"] and flags["train_batch_size"]
+    for part_lacks in ({"settings": {}}, {"process": None}, {"best": {"epoch": 0, "recall@1": 10**400}}):
+        write(folder, {**whole, **part_lacks})
+        with pytest.raises(UserError):
+            checkpoint.read_description(str(folder))
+    for key in ("steps", "best", "process"):
+        write(folder, {name: value for name, value in whole.items() if name != key})
+        with pytest.raises(UserError, match=f"it lacks '{key}'"):
             start.find_start(dict(vars(args)), typed, parser)
     for name, value in (("image_shape", [3, 20000, 20000]), ("model", "os"), ("embedding_size", 10**9)):
         write(folder, {**whole, "settings": {**whole["settings"], name: value}})

@@ -1,7 +1,9 @@
 """Decoding: pictures of all kinds, and what is no picture."""
 
+import contextlib
 import io
 import struct
+import time
 import warnings
 
 import cv2
@@ -285,6 +287,46 @@ def test_scans_without_end():
     at = data.rindex(b"\xff\xda")
     assert transforms.decode(data[:-2] + 20 * data[at:-2] + data[-2:]).shape == RGB.shape
     assert "more than 32 scans" in bad_reason(data[:-2] + 40 * data[at:-2] + data[-2:])
+
+
+@pytest.mark.parametrize("where", ["header", "progressive scan", "scan with restart markers"])
+def test_many_fill_bytes_are_quick(where):
+    options = {"progressive scan": {"progressive": True}, "scan with restart markers": {"restart_marker_blocks": 3}}
+    data, fill = encode(RGB, "JPEG", quality=97, **options.get(where, {})), b"\xff" * 300_000 + b"\0"
+    at = 2 if where == "header" else data.rindex(b"\xff\xda") + 30
+    start = time.process_time()
+    with contextlib.suppress(transforms.BadImage):
+        transforms.decode(data[:at] + fill + data[at:])
+    assert time.process_time() - start < 5  # minutes, where each byte is tried anew
+
+
+def test_many_segments():
+    data = encode(RGB, "JPEG")
+    assert "without a picture" in bad_reason(data[:2] + b"\xff\xe2\0\2" * 20_000 + data[2:])
+
+
+def test_tags_that_are_no_numbers():
+    """A width that is a text, times a height, is that text over and over."""
+    data = tiff(GRAY)
+    for kind in (2, 7):  # ASCII, bytes
+        entries = struct.pack("<HHI4s", 322, kind, 3, b"999\0") + struct.pack("<HHII", 323, 4, 1, 2**31)
+        at = struct.unpack("<I", data[4:8])[0]
+        changed = data[:at] + struct.pack("<H", data[at] + 2) + data[at + 2 : -4] + entries + data[-4:]
+        assert "tag 322 is no number" in bad_reason(changed)
+
+
+def test_many_tiles_of_a_jpeg_2000():
+    whole = encode(RGB, "JPEG2000", tile_size=(32, 32), no_jp2=True)
+    assert_near(transforms.decode(whole), RGB, 40)
+    at = whole.index(b"\xff\x51") + 6
+    many = whole[:at] + struct.pack(">8I", 1000, 1000, 0, 0, 4, 4, 0, 0) + whole[at + 32 :]
+    assert "more than 4096 tiles" in bad_reason(many)
+
+
+def test_ppms_that_are_slow_to_read():
+    assert "PPM in text" in bad_reason(b"P1\n1000 1000\n" + b"# x\n" * 10**6 + b"1" * 10**6)
+    assert "a large PPM" in bad_reason(b"P5 2000 2000 100\n" + bytes(4_000_000))
+    assert transforms.decode(b"P2 2 1 255\n0 255\n").tolist() == [[[0] * 3, [255] * 3]]
 
 
 def test_tiles_larger_than_the_picture():

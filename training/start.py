@@ -201,17 +201,23 @@ def continue_run(flags, typed, parser):
     Raises: UserError where a typed one makes it another run.
     """
     path = flags["checkpoint"]
-    state = read_description(path, (*weights.DESCRIBED, "args", "process"))
+    state = read_description(path, (*weights.DESCRIBED, "args", "process", "steps", "best"))
     fixed = models.IN_WEIGHTS if flags["force"] else models.SETTLED
     settings = Settings.settle(flags, state["settings"], fixed)
     before = state["args"]
-    check_values(parser, before, os.path.join(path, DESCRIPTION))
-    if not {"loss_name", "optimizer"} <= set(before):
-        raise UserError(f"{os.path.join(path, DESCRIPTION)}: does not say with which loss and optimizer the run began")
+    check_values(
+        parser,
+        {name: value for name, value in before.items() if name not in THIS_PROCESS},
+        os.path.join(path, DESCRIPTION),
+    )
+    if None in (before.get(name) for name in ("loss_name", "optimizer", "seed")):
+        raise UserError(f"{os.path.join(path, DESCRIPTION)}: does not say loss, optimizer and seed of the run")
     taken = set(before) & set(flags) - typed - set(THIS_PROCESS)  # without flags that are no more
     if flags["loss_name"] != before["loss_name"] and "loss_name" in typed:
         taken -= {*losses.FLAGS, "alpha", "loss_lr_scale", "head_lr_scale"}  # each loss has its own
-    flags = {**flags, **settled_flags(settings), **{name: before[name] for name in taken}}
+    # None stands for a default that has been settled by now.
+    taken_over = {name: before[name] for name in taken if before[name] is not None or flags[name] is None}
+    flags = {**flags, **taken_over, **settled_flags(settings)}
     settings = settings.with_classes(flags["class_dim"] or 0)
     if "model_save_dir" not in typed:
         flags["model_save_dir"] = find_run(path, state)
@@ -222,10 +228,9 @@ def continue_run(flags, typed, parser):
         raise UserError(f"{path}: another run: {', '.join(forbidden)}; --force=True continues all the same")
     if changed:
         print(f"note: the run goes on with {', '.join(changed.values())}")
-    if before.get("max_pixels", flags["max_pixels"]) != flags["max_pixels"]:
-        print(
-            f"note: --max_pixels={flags['max_pixels']}: the run's own, {before['max_pixels']}, only where it is typed"
-        )
+    if before.get("max_pixels", flags["max_pixels"]) != flags["max_pixels"] and "max_pixels" not in typed:
+        was = plain(before["max_pixels"], 50)
+        print(f"note: --max_pixels={flags['max_pixels']}: that of the run before, {was}, only where it is typed")
     found = weights.read_weights(path, which="model")
     weights.check_layers(found, settings)
     flags = losses.settle(flags)

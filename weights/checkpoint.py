@@ -126,7 +126,7 @@ def _is_count(value, high=2**31 - 1):
 
 
 def _is_number(value):
-    return type(value) in (int, float) and math.isfinite(value)
+    return (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value))
 
 
 def _are_labels(value):
@@ -159,7 +159,7 @@ _RIGHT = {
     "trained_labels": _are_labels,
     "settings": lambda value: isinstance(value, dict),
     "args": lambda value: isinstance(value, dict),
-    "process": _is_plain,
+    "process": lambda value: value is not None and _is_plain(value),
     "scaler": _is_plain,
     "train_list": lambda value: value is None or isinstance(value, str),
     "val_list": lambda value: value is None or isinstance(value, str),
@@ -177,7 +177,8 @@ def _check_together(description, file_name):
     for key, wrong in contradictions.items():
         if wrong:
             raise UserError(f"{file_name}: not readable as a checkpoint's description: {key!r} contradicts the rest")
-    Settings.check(description.get("settings", {}), file_name)
+    if "settings" in description:
+        Settings.check(description["settings"], file_name)
 
 
 def check_sum(path, description):
