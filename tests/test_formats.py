@@ -102,6 +102,8 @@ def test_fluid_variables(tmp_path, packed):
         fluid_variable(np.ones(1, np.float32), lod=[(0,)])[:20],
         struct.pack("<IQ", 0, 2**63) + b"\0" * 100,
         struct.pack("<IQIi", 0, 0, 0, -5) + b"\0" * 100,
+        struct.pack("<IQ", 0, 10**6) + b"\0" * 8 * 10**6 + fluid_variable(np.ones(1, np.float32))[12:],
+        struct.pack("<IQIi", 0, 0, 0, 10**6) + b"\x08\x05" + b"\x18\x01" * (5 * 10**5 - 1) + b"0000",
         struct.pack("<IQIi", 0, 0, 0, 100) + b"\xff" * 100,
         struct.pack("<IQIi", 0, 0, 0, 4) + b"\x08\x05\x12\xff" + b"\0" * 100,
     ],
@@ -296,6 +298,70 @@ def test_arrays_of_a_pickle_take_their_bytes(tmp_path, protocol):
         assert memory() < (1.05 if protocol > 2 else 3.2) * path.stat().st_size
     assert all(np.array_equal(value, array) for value in tensors.values())
     assert list(tensors) == ["a", "shared", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (
+            b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % n for n in range(40_000)),
+            "bytes",
+        ),
+        (b'{"a":{"dtype":"F32","shape":[0' + b",1" * 400_000 + b'],"data_offsets":[0,0]}', "a shape"),
+        (b'{"a":' * 1000, "recursion limit"),
+    ],
+)
+def test_a_header_of_safetensors_is_limited(tmp_path, content, wanted):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", len(content) + 1) + content + b"}")
+    with pytest.raises(UserError, match=rf"w\.safetensors: .*{wanted}"):
+        weights.read_weights(str(path))
+
+
+def test_a_fluid_directory_is_read_as_it_is_long(tmp_path, monkeypatch):
+    first, array = tmp_path / "conv2d_0.w_0", np.ones(10**6, np.float32)
+    first.write_bytes(fluid_variable(array))
+    for n in range(1, 100):
+        (tmp_path / f"conv2d_{n}.w_0").symlink_to(first.name)
+    with measured_memory() as memory:
+        assert len(formats.read_fluid_directory(str(tmp_path), weights.layouts.FLUID_NAMES)) == 100
+        assert memory() < 3 * array.nbytes
+    monkeypatch.setattr(formats, "MOST_NAMES", 99)
+    with pytest.raises(UserError, match="100 variables, more than any"):
+        weights.read_weights(str(tmp_path))
+
+
+def chain(h5py, file):
+    for _ in range(300):
+        file = file.create_group("a")
+
+
+def pieces(h5py, file):
+    layout = h5py.VirtualLayout((5,), "f4")
+    layout[:] = h5py.VirtualSource("other.h5", "a", (5,))
+    file.create_virtual_dataset("a/kernel", layout)
+
+
+@pytest.mark.parametrize(
+    ("write", "wanted"),
+    [
+        (lambda h5py, file: file.create_dataset("a/kernel", (10**7,), "f4"), "larger than the file"),
+        (lambda h5py, file: file.create_dataset("a/kernel", (10**7,), "f4", compression="gzip"), "compressed"),
+        (lambda h5py, file: file.create_dataset("a/kernel", (3,), "f4", external=[("/dev/zero", 0, 12)]), "another"),
+        (lambda h5py, file: file.create_dataset("a/kernel", data=h5py.Empty("f4")), "Keras never writes"),
+        (pieces, "another file"),
+        (chain, "inside each other"),
+        (lambda h5py, file: [file.__setitem__(f"a{n}", file) for n in range(101)], "more objects"),
+    ],
+)
+def test_hdf5_is_read_as_it_is_long(tmp_path, monkeypatch, write, wanted):
+    h5py = pytest.importorskip("h5py")
+    monkeypatch.setattr(formats, "MOST_NAMES", 100)
+    path = tmp_path / "w.h5"
+    with h5py.File(path, "w") as file:
+        write(h5py, file)
+    with pytest.raises(UserError, match=rf"w\.h5: not readable as a file of Keras: .*{wanted}"):
+        weights.read_weights(str(path))
 
 
 @pytest.mark.parametrize(

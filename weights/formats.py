@@ -19,6 +19,9 @@ import numpy as np
 import files
 from utility import UserError, plain
 
+# More files of a fluid model, or names in a file of Keras, than any network has. Each takes time.
+MOST_NAMES = 20_000
+
 # ---------------------------------------------------------------- any file
 
 
@@ -453,6 +456,10 @@ def read_safetensors(path):
     except ImportError:
         raise UserError(f"{path}: reading safetensors needs the package: pip install safetensors") from None
     data = _read(path)
+    header = int.from_bytes(data[:8], "little")
+    if header > 2**20 and header < len(data):
+        # The library takes some 30 bytes for each of them. A network has about 100 for each tensor.
+        raise UserError(f"{path}: a header of {header} bytes; up to {2**20} are read")
     try:
         found = safetensors.deserialize(data)
         return {
@@ -501,11 +508,17 @@ def _fluid_variable(data):
 
     if integer(4) != 0:
         raise ValueError("unknown version")
-    for _ in range(min(integer(8), len(data))):
+    levels = integer(8)
+    if levels > 16:
+        raise ValueError(f"{levels} levels of LoD")
+    for _ in range(levels):
         take(integer(8))
     if integer(4) != 0:
         raise ValueError("unknown version of the tensor")
-    dtype, shape = _tensor_desc(take(integer(4)))
+    length = integer(4)
+    if length > 1000:
+        raise ValueError(f"{length} bytes to describe a tensor")
+    dtype, shape = _tensor_desc(take(length))
     if dtype not in _FLUID_DTYPES:
         raise ValueError(f"data type {dtype}")
     return _array(data[position:], _FLUID_DTYPES[dtype], shape)
@@ -546,9 +559,25 @@ def _tensor_desc(message):
 
 
 def read_fluid_directory(path, names):
-    """{variable name: array} of those files in the directory `path` whose names the regular expression matches."""
-    files = {name: os.path.join(path, name) for name in sorted(os.listdir(path)) if names.fullmatch(name)}
-    return {name: read_fluid_variable(file) for name, file in files.items() if os.path.isfile(file)}
+    """{variable name: array} of those files in the directory `path` whose names the regular expression matches.
+
+    Raises: UserError, also for more than MOST_NAMES of them.
+    """
+    try:
+        found = sorted(name for name in os.listdir(path) if names.fullmatch(name))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {error.strerror}") from None
+    if len(found) > MOST_NAMES:
+        raise UserError(f"{path}: {len(found)} variables, more than any network has")
+    tensors, arrays = {}, {}
+    for name in found:
+        file = os.path.join(path, name)
+        if os.path.isfile(file):
+            # Many names may be links to one file, which is read once.
+            status = os.stat(file)
+            key = status.st_dev, status.st_ino
+            tensors[name] = arrays[key] = arrays[key] if key in arrays else read_fluid_variable(file)
+    return tensors
 
 
 # ---------------------------------------------------------------- HDF5 of Keras: .h5
@@ -567,19 +596,47 @@ def read_hdf5(path):
         import h5py
     except ImportError:
         raise UserError(f"{path}: a file of Keras, which is read with h5py: pip install h5py") from None
-    found, size = {}, os.path.getsize(path)
-
-    def add(name, item):
-        layer = name.removeprefix("model_weights/").split("/")[0]
-        value = _KERAS_VALUE.fullmatch(name.rsplit("/", 1)[-1])
-        if isinstance(item, h5py.Dataset) and value and item.dtype.kind == "f":
-            if item.size * item.dtype.itemsize > size:
-                raise ValueError(f"{plain(name)} is larger than the file")
-            found[f"{layer}/{value[1]}"] = item[()]
-
+    found, left = {}, os.path.getsize(path)
     try:
         with h5py.File(path, "r") as file:
-            file.visititems(add)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+            for name, item in _datasets(h5py, file, set(), iter(range(MOST_NAMES))):
+                layer = name.removeprefix("model_weights/").split("/")[0]
+                value = _KERAS_VALUE.fullmatch(name.rsplit("/", 1)[-1])
+                if value and item.dtype.kind == "f":
+                    _check_plain(h5py, item)
+                    left -= item.nbytes  # of all of them, as several may lie on the same bytes
+                    if left < 0:
+                        raise ValueError(f"{plain(name)} is larger than the file")
+                    found[f"{layer}/{value[1]}"] = item[()]
+    except Exception as error:  # the library raises nearly anything for a broken file
         raise UserError(f"{path}: not readable as a file of Keras: {plain(error)}") from None
     return found
+
+
+def _datasets(h5py, group, seen, names, prefix=""):
+    """(path, dataset) of all in a group and those below it, without links to elsewhere and what is `seen` already.
+
+    `names` runs out after the most names that are looked at. HDF5's own visit takes minutes for a few thousand groups
+    inside each other; Keras has five.
+    """
+    for name in group:
+        if next(names, None) is None or prefix.count("/") > 16:
+            raise ValueError("more objects, or more of them inside each other, than any network has")
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            continue
+        item = group[name]
+        address = h5py.h5o.get_info(item.id).addr
+        if address in seen:
+            continue
+        seen.add(address)
+        if isinstance(item, h5py.Dataset):
+            yield f"{prefix}{name}", item
+        elif isinstance(item, h5py.Group):
+            yield from _datasets(h5py, item, seen, names, f"{prefix}{name}/")
+
+
+def _check_plain(h5py, item):
+    """Refuses values that are not simply there in the file: compressed ones are of any size, others in other files."""
+    layout = item.id.get_create_plist().get_layout()
+    if layout not in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT) or item.external or item.shape is None:
+        raise ValueError(f"{plain(item.name)} is compressed, in pieces or in another file, as Keras never writes it")
