@@ -1,8 +1,13 @@
 """Files of weights in every format, and files that are broken or worse."""
 
+import codecs
+import collections
+import contextlib
 import os
 import pickle
 import struct
+import time
+import tracemalloc
 
 import numpy as np
 import paddle
@@ -97,6 +102,8 @@ def test_fluid_variables(tmp_path, packed):
         fluid_variable(np.ones(1, np.float32), lod=[(0,)])[:20],
         struct.pack("<IQ", 0, 2**63) + b"\0" * 100,
         struct.pack("<IQIi", 0, 0, 0, -5) + b"\0" * 100,
+        struct.pack("<IQ", 0, 10**6) + b"\0" * 8 * 10**6 + fluid_variable(np.ones(1, np.float32))[12:],
+        struct.pack("<IQIi", 0, 0, 0, 10**6) + b"\x08\x05" + b"\x18\x01" * (5 * 10**5 - 1) + b"0000",
         struct.pack("<IQIi", 0, 0, 0, 100) + b"\xff" * 100,
         struct.pack("<IQIi", 0, 0, 0, 4) + b"\x08\x05\x12\xff" + b"\0" * 100,
     ],
@@ -190,15 +197,171 @@ def test_a_pickle_with_anything_but_plain_arrays_is_refused(tmp_path, content):
     ],
 )
 def test_broken_pickles_allocate_nothing(tmp_path, content):
-    import tracemalloc
-
     path = tmp_path / "broken.pdparams"
     path.write_bytes(content)
-    tracemalloc.start()
-    with pytest.raises(UserError, match=r"broken\.pdparams: (refused|broken|holds)"):
+    with measured_memory() as memory, pytest.raises(UserError, match=r"broken\.pdparams: (refused|broken|holds)"):
         weights.read_weights(str(path))
-    assert tracemalloc.get_traced_memory()[1] < 4e6
-    tracemalloc.stop()
+    assert memory() < 4e6
+
+
+class State:
+    """Pickled, it is an array of bytes with this shape and content."""
+
+    def __init__(self, shape, data):
+        self.state = (1, shape, np.dtype("u1"), False, data)
+
+    def __reduce__(self):
+        return np.zeros(1).__reduce__()[0], (np.ndarray, (0,), b"b"), self.state
+
+
+def nested(depth):
+    """A tuple of 2**depth numbers, which takes `depth` instructions in a file."""
+    items = (1,)
+    for _ in range(depth):
+        items = (items, items)
+    return items
+
+
+LONG_TEXT, PAIRS, ARRAY = "x" * 100_000, [(str(n), n) for n in range(9000)], np.ones(100_000, np.uint8)
+ALIASES = {str(n): ARRAY for n in range(1000)}
+PARTS = {"w": {"OriginShape": (10**8,), "slices": list(ALIASES)}}
+MIXED = {"w": {"OriginShape": (100_009,), "slices": ["0", "1"]}}  # as float64 all take 8 bytes
+SAME_HASH = b"".join(b"\x8a\x0c" + ((2**61 - 1) * (2**30 + n)).to_bytes(12, "little") + b"N" for n in range(60_000))
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        # What is hashed, shown or compared: by a stack that overflows, in time that doubles with each instruction.
+        (b"\x80\x02})" + b"\x85" * 150_000 + b"K\x01s.", "refused.*a tuple for a name"),
+        ({nested(20): 1}, "refused.*a tuple for a name"),
+        ({"w": Call(collections.OrderedDict, [(nested(20), 1)])}, "refused.*a tuple for a name"),
+        ({"w": frozenset([nested(20)])}, "refused.*(an instruction|forbidden)"),
+        ({"w": Call(codecs.encode, "a", nested(20))}, "refused.*an encoding other than latin1"),
+        ({"w": Call(np.dtype, nested(20))}, "refused.*an array of objects"),
+        ({"w": State(nested(20), b"")}, "broken.*a shape"),
+        ({"UnpackBigParamInfor@@": {"w": {"slices": [nested(20)]}}}, "broken: parts"),
+        # What is repeated.
+        ({"w": State(("a", 10**8), b"a")}, "broken.*a shape"),
+        ({"w": State(((None,), 10**8), b"a")}, "broken.*a shape"),
+        ({"w": State((True,), b"a")}, "broken.*a shape"),
+        ({"w": State((1,) * 33, b"a")}, "broken.*a shape"),
+        ({"w": State((2**63, 0), b"")}, "broken.*a shape"),
+        ({"w": State((1,), nested(20))}, "refused.*an array of objects"),
+        ({"w": [Call(codecs.encode, LONG_TEXT, "latin1") for _ in range(1000)]}, "refused.*more memory"),
+        ({"w": [State((100_000,), LONG_TEXT) for _ in range(1000)]}, "refused.*more memory"),
+        ({"w": [Call(collections.OrderedDict, PAIRS) for _ in range(100)]}, "refused.*more memory"),
+        ({"w": [Call(collections.OrderedDict, dict(PAIRS)) for _ in range(100)]}, "refused.*an ordered dict"),
+        ({**ALIASES, "UnpackBigParamInfor@@": PARTS}, "broken: parts"),
+        ({"0": ARRAY, "1": np.ones(9), "UnpackBigParamInfor@@": MIXED}, "broken: parts"),
+        ({"w": "x" * 2_000_000 + "\U0001f600"}, "refused.*more memory"),
+        # Objects of 60 to 200 bytes for each byte.
+        (b"\x80\x04}" + b"\x94" * 10**6 + b".", "refused.*too many small objects"),
+        (b"\x80\x04(" + b"}" * 10**6 + b"t.", "refused.*too many small objects"),
+        # Numbers that are slow to read or, as names, to tell apart.
+        (b"\x80\x02}(" + SAME_HASH + b"u.", "holds no tensors"),
+        (b"\x80\x02}U\x01wL" + b"9" * 10**6 + b"L\ns.", "refused.*an instruction"),
+        (b"\x80\x02}U\x01wI" + b"9" * 10**6 + b"\ns.", "refused.*a long name"),
+        (b"\x80\x02}U\x01wF" + b"9" * 10**6 + b"\ns.", "refused.*an instruction"),
+        (b"\x80\x02}U\x01wc" + b"x" * 10**6 + b"\nx\n)Rs.", "refused.*a long name"),
+    ],
+)
+def test_a_pickle_takes_time_and_memory_as_it_is_long(tmp_path, content, wanted):
+    path = tmp_path / "w.pdparams"
+    written = [content] if isinstance(content, bytes) else [pickle.dumps(content, protocol) for protocol in (2, 4)]
+    for data in written:
+        path.write_bytes(data)
+        start = time.process_time()
+        with measured_memory() as memory, pytest.raises(UserError, match=rf"w\.pdparams: {wanted}"):
+            weights.read_weights(str(path))
+        assert memory() < 4 * path.stat().st_size + 30e6
+        assert time.process_time() - start < 10  # twenty times what it takes
+
+
+@contextlib.contextmanager
+def measured_memory():
+    """-> a function with the most bytes that were in use since."""
+    tracemalloc.start()
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_arrays_of_a_pickle_take_their_bytes(tmp_path, protocol):
+    path = tmp_path / "w.pdparams"
+    array = np.random.default_rng(0).integers(0, 256, 10**7, np.uint8)
+    paddle.save({"a": array, "shared": array, "b": array.copy()}, str(path), protocol=protocol)
+    with measured_memory() as memory:
+        tensors = formats.read_pickle(str(path))
+        assert memory() < (1.05 if protocol > 2 else 3.2) * path.stat().st_size
+    assert all(np.array_equal(value, array) for value in tensors.values())
+    assert list(tensors) == ["a", "shared", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (
+            b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % n for n in range(40_000)),
+            "bytes",
+        ),
+        (b'{"a":{"dtype":"F32","shape":[0' + b",1" * 400_000 + b'],"data_offsets":[0,0]}', "a shape"),
+        (b'{"a":' * 1000, "recursion limit"),
+    ],
+)
+def test_a_header_of_safetensors_is_limited(tmp_path, content, wanted):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", len(content) + 1) + content + b"}")
+    with pytest.raises(UserError, match=rf"w\.safetensors: .*{wanted}"):
+        weights.read_weights(str(path))
+
+
+def test_a_fluid_directory_is_read_as_it_is_long(tmp_path, monkeypatch):
+    first, array = tmp_path / "conv2d_0.w_0", np.ones(10**6, np.float32)
+    first.write_bytes(fluid_variable(array))
+    for n in range(1, 100):
+        (tmp_path / f"conv2d_{n}.w_0").symlink_to(first.name)
+    with measured_memory() as memory:
+        assert len(formats.read_fluid_directory(str(tmp_path), weights.layouts.FLUID_NAMES)) == 100
+        assert memory() < 3 * array.nbytes
+    monkeypatch.setattr(formats, "MOST_NAMES", 99)
+    with pytest.raises(UserError, match="100 variables, more than any"):
+        weights.read_weights(str(tmp_path))
+
+
+def chain(h5py, file):
+    for _ in range(300):
+        file = file.create_group("a")
+
+
+def pieces(h5py, file):
+    layout = h5py.VirtualLayout((5,), "f4")
+    layout[:] = h5py.VirtualSource("other.h5", "a", (5,))
+    file.create_virtual_dataset("a/kernel", layout)
+
+
+@pytest.mark.parametrize(
+    ("write", "wanted"),
+    [
+        (lambda h5py, file: file.create_dataset("a/kernel", (10**7,), "f4"), "larger than the file"),
+        (lambda h5py, file: file.create_dataset("a/kernel", (10**7,), "f4", compression="gzip"), "compressed"),
+        (lambda h5py, file: file.create_dataset("a/kernel", (3,), "f4", external=[("/dev/zero", 0, 12)]), "another"),
+        (lambda h5py, file: file.create_dataset("a/kernel", data=h5py.Empty("f4")), "Keras never writes"),
+        (pieces, "another file"),
+        (chain, "inside each other"),
+        (lambda h5py, file: [file.__setitem__(f"a{n}", file) for n in range(101)], "more objects"),
+    ],
+)
+def test_hdf5_is_read_as_it_is_long(tmp_path, monkeypatch, write, wanted):
+    h5py = pytest.importorskip("h5py")
+    monkeypatch.setattr(formats, "MOST_NAMES", 100)
+    path = tmp_path / "w.h5"
+    with h5py.File(path, "w") as file:
+        write(h5py, file)
+    with pytest.raises(UserError, match=rf"w\.h5: not readable as a file of Keras: .*{wanted}"):
+        weights.read_weights(str(path))
 
 
 @pytest.mark.parametrize(

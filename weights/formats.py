@@ -1,19 +1,26 @@
-"""Safe readers of the file formats that weights come in: arrays by name, and no more memory than the file is long.
+"""Safe readers of the file formats that weights come in: arrays by name, from files that anybody may have made.
 
 Nothing here knows what a network is. Every reader checks the sizes that a file claims against the bytes it has before
-it allocates, and raises UserError with one line that names the file.
+it allocates, and raises UserError with one line that names the file. What a file is read in grows with its length and
+with nothing else that stands in it: at most four times its bytes and 50 MB. An honest file takes once its bytes as a
+pickle of protocol 3 or 4 or as HDF5, twice in the other formats.
 """
 
 import collections
-import io
+import contextlib
+import math
 import os
 import pickle
 import re
+import struct
 
 import numpy as np
 
 import files
 from utility import UserError, plain
+
+# More files of a fluid model, or names in a file of Keras, than any network has. Each takes time.
+MOST_NAMES = 20_000
 
 # ---------------------------------------------------------------- any file
 
@@ -58,31 +65,37 @@ def _guess(start):
     return f"{what}, neither Paddle's .pdparams, safetensors nor Keras' .h5"
 
 
+@contextlib.contextmanager
 def _opened(path):
+    """The open file. Raises: UserError where it can't be opened or read."""
     try:
-        return files.open_file(path)
+        with files.open_file(path) as file:
+            yield file
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror}") from None
 
 
 def _read(path):
     with _opened(path) as file:
-        try:
-            return file.read()
-        except OSError as error:
-            raise UserError(f"{path}: cannot read: {error.strerror}") from None
+        return file.read()
 
 
 def _array(data, dtype, shape):
     """An array of `shape` over the bytes `data`, whose number must fit: ValueError."""
-    if len(shape) > 32:
-        raise ValueError(f"{len(shape)} dimensions")
-    size = np.dtype(dtype).itemsize
-    for length in shape:
-        size *= length  # as Python's integers, which don't wrap around
-    if any(length < 0 for length in shape) or size != len(data):
+    shape = _shape(shape)
+    # Python's integers don't wrap around.
+    if math.prod(shape) * np.dtype(dtype).itemsize != len(data):
         raise ValueError(f"shape {list(shape)} does not fit {len(data)} bytes of {np.dtype(dtype).name}")
     return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _shape(shape):
+    """The lengths of an array's dimensions as a tuple, if they are what NumPy can have: ValueError."""
+    if type(shape) not in (tuple, list) or len(shape) > 32:
+        raise ValueError("a shape that is no list of at most 32 numbers")
+    if not all(type(length) is int and 0 <= length < 2**63 for length in shape):
+        raise ValueError("a shape with something other than lengths in it")
+    return tuple(shape)
 
 
 def bfloat16_to_float32(bits):
@@ -99,8 +112,8 @@ class _Dtype:
     """Stands for numpy.dtype while a pickle is read."""
 
     def __init__(self, name, *flags):
-        if not (isinstance(name, str) and _DTYPE.fullmatch(name)):
-            raise pickle.UnpicklingError(f"an array of {name!r}")
+        if not isinstance(name, str) or not _DTYPE.fullmatch(name):
+            raise pickle.UnpicklingError(f"an array of {plain(name) if isinstance(name, str) else 'objects'}")
         self.dtype = np.dtype(name)
 
     def set_state(self, state):
@@ -117,12 +130,18 @@ class _Array:
 
     def set_state(self, state):
         _, shape, dtype, fortran, data = state
-        data = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote bytes as text
-        if not (isinstance(dtype, _Dtype) and isinstance(data, bytes)):
+        if not isinstance(dtype, _Dtype):
             raise pickle.UnpicklingError("an array of objects")
-        order = shape[::-1] if fortran else shape
-        array = _array(data, dtype.dtype, order)
+        shape = _shape(shape)
+        array = _array(_bytes(data), dtype.dtype, shape[::-1] if fortran else shape)
         self.value = array.T if fortran else array
+
+
+def _bytes(data):
+    """The content of an array: bytes, or what Python 2 wrote as text."""
+    if not isinstance(data, (bytes, str)):
+        raise pickle.UnpicklingError("an array of objects")
+    return data.encode("latin1") if isinstance(data, str) else data
 
 
 def _reconstruct(subtype, shape, typecode):
@@ -132,19 +151,40 @@ def _reconstruct(subtype, shape, typecode):
 
 
 def _scalar(dtype, data):
-    if not (isinstance(dtype, _Dtype) and isinstance(data, bytes)):
+    if not isinstance(dtype, _Dtype):
         raise pickle.UnpicklingError("a number that is not built the way NumPy does")
-    return _array(data, dtype.dtype, ())[()]
+    return _array(_bytes(data), dtype.dtype, ())[()]
 
 
 def _encode(text, encoding):
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"text encoding {encoding!r}")
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError("an encoding other than latin1")
     return text.encode("latin1")
 
 
 def _no_bytes():
     return b""  # how protocols 2 and 3 write the content of an empty array
+
+
+def _ordered_dict(pairs=None):
+    """Python 3 calls it without arguments, Python 2 with a list of pairs."""
+    if not isinstance(pairs, (list, type(None))):
+        raise pickle.UnpicklingError("an ordered dict that is not built the way Python does")
+    content = {}
+    for name, value in pairs or ():
+        _put(content, name, value)
+    return content
+
+
+def _put(content, name, value):
+    """One entry of a dict. Only text is ever hashed, as hashing a tuple can take for ever, end the process, or meet
+    numbers that were chosen to be slow. No tensor has a number for a name, so such entries are left out."""
+    if type(content) is not dict:
+        raise pickle.UnpicklingError("an entry of what is no dict")
+    if isinstance(name, str):
+        content[name] = value
+    elif not isinstance(name, (int, float, np.generic)):
+        raise pickle.UnpicklingError(f"a {type(name).__name__} for a name")
 
 
 def _named_array(*arguments):
@@ -169,7 +209,7 @@ def _evaluated(*arguments):
 _STAND_INS = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
-    ("collections", "OrderedDict"): lambda *items: dict(*items),
+    ("collections", "OrderedDict"): _ordered_dict,
     ("_codecs", "encode"): _encode,  # with which protocol 2 writes bytes
 }
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
@@ -181,42 +221,166 @@ for _module in ("builtins", "__builtin__"):
     _STAND_INS[_module, "eval"] = _evaluated
 
 
-class _Unpickler(pickle._Unpickler):
-    """The one written in Python: the C one allocates by the numbers in the file before it looks whether they are true.
+class _Unpickler:
+    """Runs the instructions that Paddle and NumPy write, from Python 2 on in pickle's protocols 2 to 4, and no others.
 
-    It is as fast here, where the bulk of a file is a few large blocks of bytes.
+    Pickle's own reader allocates by numbers in the file before it looks whether they are true, hashes whatever a file
+    makes a key, and copies as often as a file asks. Here no instruction takes longer than it takes to read it and what
+    it is about, and all that memory goes to is limited: the bytes of the file, the number of instructions, and the
+    bytes that are copied to make texts and to call stand-ins.
     """
 
-    def find_class(self, module, name):
+    def __init__(self, file, size):
+        self.file = file
+        self.left = size  # bytes that are still to be read
+        # An array takes some 30 instructions, and each, of one byte, may make an object of 100 bytes.
+        self.instructions = 200_000 + size // 200
+        # Protocol 2 writes the bytes of an array as text and has them encoded.
+        self.copies = 2 * size + 2**20
+        self.stack, self.marks, self.memo = [], [], {}
+
+    def load(self):
+        for _ in range(self.instructions):
+            instruction = self.take(1)
+            if instruction == pickle.STOP:
+                return self.stack.pop()
+            if instruction in _VALUES:
+                self.stack.append(_VALUES[instruction](self))
+            elif instruction in _ACTIONS:
+                _ACTIONS[instruction](self)
+            else:
+                raise pickle.UnpicklingError("an instruction that Paddle does not write")
+        raise pickle.UnpicklingError("too many small objects")
+
+    # What follows an instruction in the file.
+
+    def take(self, count):
+        if count > self.left:
+            raise EOFError(f"{count} bytes announced, {self.left} there")
+        self.left -= count
+        return self.file.read(count)
+
+    def number(self, size, signed=False):
+        return int.from_bytes(self.take(size), "little", signed=signed)
+
+    def line(self):
+        line = self.file.readline(80)
+        self.left -= len(line)
+        if line[-1:] != b"\n":
+            raise pickle.UnpicklingError("a long name")
+        return line[:-1].decode("ascii")
+
+    def text(self, length, encoding="utf-8"):
+        data = self.take(length)
+        # One character beyond latin1 has all of a text take 2 bytes each, or 4.
+        highest = np.frombuffer(data, np.uint8).max(initial=0) if encoding == "utf-8" else 0
+        self.count_copy(length * (4 if highest > 0xEF else 2 if highest > 0xC3 else 1))
+        return str(data, encoding, "surrogatepass")
+
+    def count_copy(self, size):
+        self.copies -= size
+        if self.copies < 0:
+            raise pickle.UnpicklingError("more memory asked for than the file is long")
+
+    # What is on the stack.
+
+    def pop(self, count):
+        if count > len(self.stack):
+            raise IndexError("too few objects")
+        items = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return tuple(items)
+
+    def pop_marked(self):
+        return self.pop(len(self.stack) - self.marks.pop())
+
+    def append(self, items):
+        if type(self.stack[-1]) is not list:
+            raise pickle.UnpicklingError("an item of what is no list")
+        self.stack[-1].extend(items)
+
+    def put(self, items):
+        for name, value in zip(items[::2], items[1::2]):
+            _put(self.stack[-1], name, value)
+
+    # Calls of stand-ins.
+
+    def stand_in(self, module, name):
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise pickle.UnpicklingError("an object without a name")
         if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"the forbidden object {module}.{name}")
+            raise pickle.UnpicklingError(f"the forbidden object {plain(module)}.{plain(name)}")
         return _STAND_INS[module, name]
 
-    def load_build(self):
-        # The original would set attributes of whatever lies on the stack, our functions included.
-        state = self.stack.pop()
-        if not isinstance(self.stack[-1], (_Array, _Dtype)):
+    def call(self):
+        function, arguments = self.pop(2)
+        if not callable(function):  # which nothing is but what stand_in() has returned
+            raise pickle.UnpicklingError(f"a call of {type(function).__name__}")
+        self.check_arguments(arguments)
+        return function(*arguments)
+
+    def build(self):
+        target, state = self.pop(2)
+        if not isinstance(target, (_Array, _Dtype)):
             raise pickle.UnpicklingError("an object with a state")
-        self.stack[-1].set_state(state)
+        self.check_arguments(state)
+        target.set_state(state)
+        self.stack.append(target)
 
-    def load_reduce(self):
-        arguments = self.stack.pop()
-        if self.stack[-1] not in _STAND_INS.values():
-            raise pickle.UnpicklingError(f"a call of {type(self.stack[-1]).__name__}")
-        self.stack[-1] = self.stack[-1](*arguments)
+    def check_arguments(self, arguments):
+        """Counts what a call may copy of its arguments, which a file may name many times: texts, entries of dicts."""
+        if type(arguments) is not tuple or len(arguments) > 9:  # the most are those of a dtype
+            raise pickle.UnpicklingError("a call that is not made the way Paddle does")
+        for value in arguments:
+            if isinstance(value, (str, list)):
+                self.count_copy(len(value) * (1 if isinstance(value, str) else 100))
 
-    def refuse(self):
-        raise pickle.UnpicklingError("an instruction that Paddle does not write")
 
-    # Other ways to make objects, and the one instruction that allocates by a number in the file.
-    _refused = (pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.INST, pickle.OBJ, pickle.BYTEARRAY8, pickle.NEXT_BUFFER)
-    _refused += (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID, pickle.BINPERSID)
-    dispatch = {  # noqa: RUF012  (as in the base class)
-        **pickle._Unpickler.dispatch,
-        pickle.BUILD[0]: load_build,
-        pickle.REDUCE[0]: load_reduce,
-        **dict.fromkeys((instruction[0] for instruction in _refused), refuse),
-    }
+# What each instruction pushes, and what it does without pushing.
+_VALUES = {
+    pickle.NONE: lambda self: None,
+    pickle.NEWTRUE: lambda self: True,
+    pickle.NEWFALSE: lambda self: False,
+    pickle.BININT: lambda self: self.number(4, signed=True),
+    pickle.BININT1: lambda self: self.number(1),
+    pickle.BININT2: lambda self: self.number(2),
+    pickle.LONG1: lambda self: self.number(self.number(1), signed=True),
+    pickle.INT: lambda self: int(self.line()),  # Python 2, from 2**31 on
+    pickle.BINFLOAT: lambda self: struct.unpack(">d", self.take(8))[0],
+    pickle.SHORT_BINSTRING: lambda self: self.text(self.number(1), "latin1"),
+    pickle.BINSTRING: lambda self: self.text(self.number(4), "latin1"),
+    pickle.SHORT_BINUNICODE: lambda self: self.text(self.number(1)),
+    pickle.BINUNICODE: lambda self: self.text(self.number(4)),
+    pickle.BINUNICODE8: lambda self: self.text(self.number(8)),
+    pickle.SHORT_BINBYTES: lambda self: self.take(self.number(1)),
+    pickle.BINBYTES: lambda self: self.take(self.number(4)),
+    pickle.BINBYTES8: lambda self: self.take(self.number(8)),
+    pickle.EMPTY_LIST: lambda self: [],
+    pickle.EMPTY_DICT: lambda self: {},
+    pickle.EMPTY_TUPLE: lambda self: (),
+    pickle.TUPLE1: lambda self: self.pop(1),
+    pickle.TUPLE2: lambda self: self.pop(2),
+    pickle.TUPLE3: lambda self: self.pop(3),
+    pickle.TUPLE: lambda self: self.pop_marked(),
+    pickle.BINGET: lambda self: self.memo[self.number(1)],
+    pickle.LONG_BINGET: lambda self: self.memo[self.number(4)],
+    pickle.GLOBAL: lambda self: self.stand_in(self.line(), self.line()),
+    pickle.STACK_GLOBAL: lambda self: self.stand_in(*self.pop(2)),
+    pickle.REDUCE: lambda self: self.call(),
+}
+_ACTIONS = {
+    pickle.PROTO: lambda self: self.take(1),
+    pickle.FRAME: lambda self: self.take(8),  # a hint how much to read at once
+    pickle.MARK: lambda self: self.marks.append(len(self.stack)),
+    pickle.BINPUT: lambda self: self.memo.update({self.number(1): self.stack[-1]}),
+    pickle.LONG_BINPUT: lambda self: self.memo.update({self.number(4): self.stack[-1]}),
+    pickle.MEMOIZE: lambda self: self.memo.update({len(self.memo): self.stack[-1]}),
+    pickle.APPEND: lambda self: self.append(self.pop(1)),
+    pickle.APPENDS: lambda self: self.append(self.pop_marked()),
+    pickle.SETITEM: lambda self: self.put(self.pop(2)),
+    pickle.SETITEMS: lambda self: self.put(self.pop_marked()),
+    pickle.BUILD: lambda self: self.build(),
+}
 
 
 def read_pickle(path):
@@ -226,36 +390,49 @@ def read_pickle(path):
         key ({"model": ..., "epoch": 3}), that one is returned.
     Raises: UserError where the file is missing, broken, or holds anything but arrays, dicts, lists and numbers.
     """
-    data = _read(path)
-    if data[:1] != b"\x80":
-        raise UserError(f"{path}: {_guess(data[:512])}")
-    try:
-        content = _Unpickler(io.BytesIO(data), encoding="latin1").load()
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: refused: not a plain file of weights ({plain(error)})") from None
-    except Exception as error:  # a broken pickle raises nearly anything
-        raise UserError(f"{path}: broken or truncated ({type(error).__name__}: {plain(error)})") from None
+    with _opened(path) as file:
+        content, size = _content(path, file), os.fstat(file.fileno()).st_size
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
     tensors = _arrays(content)
     if not tensors:
-        inner = [found for value in content.values() if isinstance(value, dict) and (found := _arrays(value))]
+        # By identity: a file may name one dict many times.
+        dicts = {id(value): value for value in content.values() if isinstance(value, dict)}
+        inner = [found for value in dicts.values() if (found := _arrays(value))]
         tensors = inner[0] if len(inner) == 1 else {}
     try:
-        return _join_parts(content, tensors)
+        return _join_parts(content, tensors, size)
     except Exception as error:
         raise UserError(f"{path}: broken: parts of a large array do not fit ({type(error).__name__})") from None
+
+
+def _content(path, file):
+    start = file.read(512)
+    if start[:1] != b"\x80":
+        raise UserError(f"{path}: {_guess(start)}")
+    file.seek(0)
+    try:
+        return _Unpickler(file, os.fstat(file.fileno()).st_size).load()
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: refused: not a plain file of weights ({plain(error)})") from None
+    except Exception as error:  # a broken pickle raises nearly anything
+        raise UserError(f"{path}: broken or truncated ({type(error).__name__}: {plain(error)})") from None
 
 
 def _arrays(content):
     return {n: v.value for n, v in content.items() if isinstance(n, str) and isinstance(v, _Array)}
 
 
-def _join_parts(content, tensors):
-    """Undoes how Paddle cuts arrays of 1 GiB and more under pickle protocols 2 and 3."""
+def _join_parts(content, tensors, size):
+    """Undoes how Paddle cuts arrays of 1 GiB and more under pickle protocols 2 and 3, in a file of `size` bytes."""
     for name, how in content.get("UnpackBigParamInfor@@", {}).items():
+        if not all(isinstance(part, str) for part in how["slices"]):
+            raise ValueError("a part without a name")
         parts = [tensors.pop(part) for part in how["slices"]]
-        tensors[name] = np.concatenate(parts).reshape([int(length) for length in how["OriginShape"]])
+        size -= sum(part.nbytes for part in parts)
+        if size < 0 or len({part.dtype for part in parts}) > 1:
+            raise ValueError("one array under many names, or of several types")
+        tensors[name] = np.concatenate(parts).reshape(_shape(how["OriginShape"]))
     return tensors
 
 
@@ -279,6 +456,10 @@ def read_safetensors(path):
     except ImportError:
         raise UserError(f"{path}: reading safetensors needs the package: pip install safetensors") from None
     data = _read(path)
+    header = int.from_bytes(data[:8], "little")
+    if header > 2**20 and header < len(data):
+        # The library takes some 30 bytes for each of them. A network has about 100 for each tensor.
+        raise UserError(f"{path}: a header of {header} bytes; up to {2**20} are read")
     try:
         found = safetensors.deserialize(data)
         return {
@@ -327,11 +508,17 @@ def _fluid_variable(data):
 
     if integer(4) != 0:
         raise ValueError("unknown version")
-    for _ in range(min(integer(8), len(data))):
+    levels = integer(8)
+    if levels > 16:
+        raise ValueError(f"{levels} levels of LoD")
+    for _ in range(levels):
         take(integer(8))
     if integer(4) != 0:
         raise ValueError("unknown version of the tensor")
-    dtype, shape = _tensor_desc(take(integer(4)))
+    length = integer(4)
+    if length > 1000:
+        raise ValueError(f"{length} bytes to describe a tensor")
+    dtype, shape = _tensor_desc(take(length))
     if dtype not in _FLUID_DTYPES:
         raise ValueError(f"data type {dtype}")
     return _array(data[position:], _FLUID_DTYPES[dtype], shape)
@@ -372,9 +559,25 @@ def _tensor_desc(message):
 
 
 def read_fluid_directory(path, names):
-    """{variable name: array} of those files in the directory `path` whose names the regular expression matches."""
-    files = {name: os.path.join(path, name) for name in sorted(os.listdir(path)) if names.fullmatch(name)}
-    return {name: read_fluid_variable(file) for name, file in files.items() if os.path.isfile(file)}
+    """{variable name: array} of those files in the directory `path` whose names the regular expression matches.
+
+    Raises: UserError, also for more than MOST_NAMES of them.
+    """
+    try:
+        found = sorted(name for name in os.listdir(path) if names.fullmatch(name))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {error.strerror}") from None
+    if len(found) > MOST_NAMES:
+        raise UserError(f"{path}: {len(found)} variables, more than any network has")
+    tensors, arrays = {}, {}
+    for name in found:
+        file = os.path.join(path, name)
+        if os.path.isfile(file):
+            # Many names may be links to one file, which is read once.
+            status = os.stat(file)
+            key = status.st_dev, status.st_ino
+            tensors[name] = arrays[key] = arrays[key] if key in arrays else read_fluid_variable(file)
+    return tensors
 
 
 # ---------------------------------------------------------------- HDF5 of Keras: .h5
@@ -393,19 +596,47 @@ def read_hdf5(path):
         import h5py
     except ImportError:
         raise UserError(f"{path}: a file of Keras, which is read with h5py: pip install h5py") from None
-    found, size = {}, os.path.getsize(path)
-
-    def add(name, item):
-        layer = name.removeprefix("model_weights/").split("/")[0]
-        value = _KERAS_VALUE.fullmatch(name.rsplit("/", 1)[-1])
-        if isinstance(item, h5py.Dataset) and value and item.dtype.kind == "f":
-            if item.size * item.dtype.itemsize > size:
-                raise ValueError(f"{plain(name)} is larger than the file")
-            found[f"{layer}/{value[1]}"] = item[()]
-
+    found, left = {}, os.path.getsize(path)
     try:
         with h5py.File(path, "r") as file:
-            file.visititems(add)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+            for name, item in _datasets(h5py, file, set(), iter(range(MOST_NAMES))):
+                layer = name.removeprefix("model_weights/").split("/")[0]
+                value = _KERAS_VALUE.fullmatch(name.rsplit("/", 1)[-1])
+                if value and item.dtype.kind == "f":
+                    _check_plain(h5py, item)
+                    left -= item.nbytes  # of all of them, as several may lie on the same bytes
+                    if left < 0:
+                        raise ValueError(f"{plain(name)} is larger than the file")
+                    found[f"{layer}/{value[1]}"] = item[()]
+    except Exception as error:  # the library raises nearly anything for a broken file
         raise UserError(f"{path}: not readable as a file of Keras: {plain(error)}") from None
     return found
+
+
+def _datasets(h5py, group, seen, names, prefix=""):
+    """(path, dataset) of all in a group and those below it, without links to elsewhere and what is `seen` already.
+
+    `names` runs out after the most names that are looked at. HDF5's own visit takes minutes for a few thousand groups
+    inside each other; Keras has five.
+    """
+    for name in group:
+        if next(names, None) is None or prefix.count("/") > 16:
+            raise ValueError("more objects, or more of them inside each other, than any network has")
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            continue
+        item = group[name]
+        address = h5py.h5o.get_info(item.id).addr
+        if address in seen:
+            continue
+        seen.add(address)
+        if isinstance(item, h5py.Dataset):
+            yield f"{prefix}{name}", item
+        elif isinstance(item, h5py.Group):
+            yield from _datasets(h5py, item, seen, names, f"{prefix}{name}/")
+
+
+def _check_plain(h5py, item):
+    """Refuses values that are not simply there in the file: compressed ones are of any size, others in other files."""
+    layout = item.id.get_create_plist().get_layout()
+    if layout not in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT) or item.external or item.shape is None:
+        raise ValueError(f"{plain(item.name)} is compressed, in pieces or in another file, as Keras never writes it")
