@@ -82,6 +82,7 @@ def test_a_checkpoint_continues_with_the_same_step(tmp_path, optimizer_name):
     assert path == f"{tmp_path}/4" and os.readlink(tmp_path / "latest") == "4"
     assert sorted(os.listdir(path)) == ["checkpoint.json", "model.pdopt", "model.pdparams"]
     state = checkpoint.read_description(f"{tmp_path}/latest")
+    assert sorted(state.pop("sums")) == ["model.pdopt", "model.pdparams"]
     assert state == {"format": checkpoint.FORMAT, **at(4), "labels": [3, 5]}
     saved = values(network)
     step(network, optimizer, 3)
