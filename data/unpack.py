@@ -106,8 +106,8 @@ def unpack_file(file, folder, size, top="", inner=True, progress=False):
     part, most = f"{folder}.part", max(TIMES * size, LEAST)
     if os.path.islink(part):
         raise Refused(f"{part} is a link: remove it")
-    if not any(file.read(512)):  # which a decompressor might take for padding, however many there are
-        raise Refused("it begins with nothing but zeros")
+    if (start := file.read(512)) and not any(start):  # padding, for a decompressor, however much there is
+        raise Refused("it is empty: it begins with zeros")
     file.seek(0)
     with Archive.open(fileobj=file, most=most) as archive:
         placed = [(member, place(member, top)) for member in archive]
