@@ -91,6 +91,15 @@ def test_twenty_kills_change_nothing(birds, tmp_path, optimizer):
     assert sorted(os.listdir(tmp_path / "killed" / "ResNet8")) == sorted(os.listdir(tmp_path / "whole" / "ResNet8"))
 
 
+@pytest.fixture
+def heeded_hangup():
+    """Where the tests run under nohup, what they start would ignore SIGHUP, too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heeded_hangup")
 @pytest.mark.parametrize(
     ("number", "status"),
     [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)],
@@ -112,6 +121,7 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(birds, tmp_path, number, statu
     assert_same_run(tmp_path / "whole", tmp_path / "stopped", "1")
 
 
+@pytest.mark.usefixtures("heeded_hangup")
 def test_a_lost_terminal_costs_nothing(birds, tmp_path):
     pid, terminal = pty.fork()
     if not pid:
