@@ -85,7 +85,7 @@ class Signals:
 
 def note_signals():
     """From now on the first signal of STOPPING ends nothing, but is in the Signals that this returns; a second one ends
-    the process at once. One that is ignored, as nohup has SIGHUP, stays so.
+    the process at once. A SIGHUP that is ignored, as under nohup, stays so.
 
     To be called after paddle's import, which sets handlers of its own.
     """
@@ -110,7 +110,8 @@ def note_signals():
         # Not print, which may be what the signal has interrupted.
         os.write(2, f"{signal.Signals(number).name}: stopping after this step; once more stops at once\n".encode())
 
-    heeded = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    hangup = getattr(signal, "SIGHUP", None)
+    heeded = [number for number in STOPPING if number != hangup or signal.getsignal(number) != signal.SIG_IGN]
     for number in heeded:
         signal.signal(number, note)
     return signals

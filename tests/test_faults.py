@@ -216,7 +216,7 @@ def test_ended_at_any_system_call_the_last_checkpoint_is_there(tmp_path):
     run = Run(tmp_path / "run")
     run_dir = run.path
     parts = Parts(network, paddle.nn.Layer(), optimizer, paddle.amp.GradScaler(enable=False))
-    description = {"settings": {}}
+    description = {"settings": {"model": "ResNet8"}}
     settings = types.SimpleNamespace(keep=1)
     work_job = types.SimpleNamespace(run=run, parts=parts, settings=settings, description=description)
 
