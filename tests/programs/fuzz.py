@@ -211,9 +211,10 @@ def checkpoints(rng, seeds):
 
 
 def archives(rng, seeds):
-    shutil.copy(f"{seeds}/birds.tgz", "birds.tgz")
-    replace(rng, "birds.tgz")
-    if rng.randrange(3) == 0:
+    if rng.randrange(3):
+        shutil.copy(f"{seeds}/birds.tgz", "birds.tgz")
+        replace(rng, "birds.tgz")
+    else:
         with tarfile.open("birds.tgz", f"w:{rng.choice(('', 'gz', 'xz'))}") as archive:
             for _ in range(rng.randint(1, 5)):
                 member = tarfile.TarInfo(rng.choice((f"birds/{odd_name(rng)}", "../up", "/etc/up", "birds/a/../../b")))
