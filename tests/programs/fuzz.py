@@ -178,18 +178,18 @@ def pictures(rng, seeds):
 def compare(kind, data, found, index):
     """Raises an AssertionError where a picture is not what Pillow alone makes of it."""
     assert found.dtype == np.uint8 and found.ndim == 3 and found.shape[2] == 3
-    with Image.open(io.BytesIO(data)) as image:
-        try:
-            image.load()
-        except OSError:
-            assert kind == "JPEG", f"picture {index}: Pillow cannot read it"
-            return  # damage in the coded data, with which OpenCV is more patient
-        with contextlib.suppress(Exception):
-            ImageOps.exif_transpose(image, in_place=True)
-        assert found.shape[:2] == image.size[::-1], f"picture {index}: {found.shape}, not {image.size}"
-        if image.mode[0] in "IF":
-            return
-        off = np.abs(found.astype(int) - np.asarray(image.convert("RGB"))) > (0 if kind in LOSSLESS else 8)
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except OSError:
+        assert kind == "JPEG", f"picture {index}: Pillow cannot read it"
+        return  # damage with which OpenCV is more patient
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    assert found.shape[:2] == image.size[::-1], f"picture {index}: {found.shape}, not {image.size}"
+    if image.mode[0] in "IF":
+        return
+    off = np.abs(found.astype(int) - np.asarray(image.convert("RGB"))) > (0 if kind in LOSSLESS else 8)
     assert off.mean() < 0.01, f"picture {index}: {off.mean():.3f} of the values differ"
 
 
