@@ -138,7 +138,8 @@ def find_images(inputs):
         elif os.path.isfile(path):
             paths.append(path)
         else:
-            raise UserError(f"{path}: no such file or folder")
+            what = "neither a file nor a folder" if os.path.exists(path) else "no such file or folder"
+            raise UserError(f"{path}: {what}")
     if unread:
         first = f"{plain(unread[0].filename, 1000)}: {unread[0].strerror}"
         print(f"warning: left out {len(unread)} folders that cannot be read; the first: {first}", file=sys.stderr)

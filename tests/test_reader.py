@@ -116,6 +116,8 @@ def test_pictures_that_are_no_files(tmp_path):
     pipe, device, zeros = (batch.bad[0][1] for batch in batches)
     assert (pipe, device) == ("a pipe, not a file", "a device, not a file") and "more than the" in zeros
     assert not reader.is_binary(str(tmp_path / "pipe.jpg"))
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        reader.find_images([str(tmp_path / "pipe.jpg")])
 
 
 def test_names_are_shown_in_one_line():
