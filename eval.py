@@ -9,12 +9,13 @@ images of that list. Similarity is the cosine of the embeddings.
 
 import dataclasses
 import json
-import os
+import sys
 import time
 
 import numpy as np
 
 import files
+import lists
 import models
 import reader
 import utility
@@ -100,14 +101,41 @@ REFINED = ("recall@", "MAP@R", "R-precision")
 
 
 def check_lists(query, gallery, on_bad_image):
-    """Raises a UserError where there is nothing to find, or where pictures are missing."""
+    """Raises a UserError where there is nothing to find, or where pictures are missing; reports what is there twice."""
     if gallery and not np.isin(query.labels, gallery.labels).any():
         raise UserError(f"{gallery.source}: has no image of any class of {query.source}: nothing to find")
-    for samples in [query, gallery] if gallery else [query]:
-        if on_bad_image == "fail":
-            reader.check_files(samples)
-        if parallel.is_first():
-            reader.report_repeated(samples)
+    both = [query, gallery] if gallery else [query]
+    if on_bad_image == "fail":
+        for samples in both:
+            lists.check_files(samples)
+    if parallel.is_first():
+        identities = lists.identify(*both)
+        for samples, identity in zip(both, identities):
+            lists.report_repeated(samples, identity)
+        if gallery:
+            report_copies(query, *identities)
+
+
+def report_copies(query, identity, other):
+    """Says how many queries have a copy in the gallery that is not the query's own file: each finds it first.
+
+    Args:
+        identity, other: lists.Identity of queries and gallery.
+    """
+    if identity.content is None:
+        return
+    places = {}
+    for place, content in zip(other.place.tolist(), other.content.tolist()):
+        places.setdefault(content, set()).add(place)
+    pairs = zip(identity.place.tolist(), identity.content.tolist())
+    copied = [index for index, (place, content) in enumerate(pairs) if places.get(content, set()) - {place}]
+    if copied:
+        first = reader.where(query, copied[0])
+        print(
+            f"warning: {len(copied)} of {len(query.paths)} queries have a copy in the gallery under another name, that "
+            f"each finds; the first: {first}",
+            file=sys.stderr,
+        )
 
 
 def is_figures(path):
@@ -127,9 +155,10 @@ def own_pictures(query, query_index, gallery, gallery_index):
         query_index, gallery_index: which pictures of the Samples were read, int64 [N], [M].
     """
     rows = {}
-    for row, index in enumerate(gallery_index):
-        rows.setdefault(os.path.realpath(gallery.paths[index]), []).append(row)
-    return [np.array(rows.get(os.path.realpath(query.paths[index]), []), np.int64) for index in query_index]
+    for row, path in enumerate(lists.real_paths([gallery.paths[index] for index in gallery_index])):
+        rows.setdefault(path, []).append(row)
+    own = lists.real_paths([query.paths[index] for index in query_index])
+    return [np.array(rows.get(path, []), np.int64) for path in own]
 
 
 def gallery_metrics(query, found, gallery, found_gallery, recall_at, exclude_self):

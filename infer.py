@@ -17,6 +17,7 @@ import zipfile
 import numpy as np
 
 import files
+import lists
 import models
 import reader
 import utility
@@ -62,7 +63,7 @@ def main():
             raise UserError(f"--feature_file={args.feature_file}: must end in .npz")
         files.check_output(args.feature_file, is_feature_file, "a feature file of infer.py")
     if samples and args.on_bad_image == "fail":
-        reader.check_files(samples)
+        lists.check_files(samples)
     refinement = utility.fill(refine.Refinement, args)
     refine.check_refinement(refinement)
     process.start_paddle(args.use_gpu, args.seed)

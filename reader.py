@@ -23,6 +23,7 @@ from PIL import Image
 import files
 import models
 import sampler
+import spelling
 import transforms
 from runtime import parallel
 from runtime.process import cpu_count
@@ -83,22 +84,37 @@ def read_list(path, data_dir=None, need_labels=True):
     if not rows:
         raise UserError(f"{path}: the list is empty")
     folder = os.path.dirname(path) if data_dir is None else data_dir
-    lines = [line for line, _ in rows]
-    if not need_labels and not any(re.search(r"\s[+-]?[0-9]+$", row) for _, row in rows):
-        return Samples([os.path.join(folder, row) for _, row in rows], None, path, lines)
-    paths, labels = [], []
-    for line, row in rows:
-        fields = parse_row(row)
-        if len(fields) < 2:
-            raise UserError(f"{path}:{line}: no label on this line: expected '<path> <label>', found '{plain(row)}'")
-        if not re.fullmatch(r"[+-]?[0-9]{1,1000}", fields[1]):  # int() would take 1_0, too
-            raise UserError(f"{path}:{line}: the label '{plain(fields[1])}' is no integer")
-        label = int(fields[1])
-        if not -(2**63) <= label < 2**63:
-            raise UserError(f"{path}:{line}: the label {plain(label, 50)} does not fit into 64 bits")
-        paths.append(os.path.join(folder, fields[0]))
-        labels.append(label)
-    return Samples(paths, np.array(labels, np.int64), path, lines)
+    lines, rows = [line for line, _ in rows], [row for _, row in rows]
+    labels = None
+    if need_labels or _is_labelled(rows, folder):
+        fields = [_parse(path, line, row) for line, row in zip(lines, rows)]
+        rows, labels = [name for name, _ in fields], np.array([label for _, label in fields], np.int64)
+    rows, how = spelling.respell(rows, folder)
+    if how and parallel.is_first():
+        print(f"note: {plain(path, 1000)}: paths are read {how}", file=sys.stderr)
+    return Samples([os.path.join(folder, row) for row in rows], labels, path, lines)
+
+
+def _is_labelled(rows, folder):
+    """Whether a list that need not have labels has them: names may end in a number, too."""
+    ends = next((row for row in rows if re.search(r"\s[+-]?[0-9]+$", row)), None)
+    return ends is not None and not os.path.isfile(os.path.join(folder, ends))
+
+
+def _parse(path, line, row):
+    """(path, label) of a row of a list. Raises: UserError naming file and line."""
+    fields = parse_row(row)
+    if len(fields) < 2:
+        comma = "; white space parts them, not a comma" if "," in row else ""
+        message = f"no label on this line: expected '<path> <label>', found '{plain(row)}'{comma}"
+        raise UserError(f"{path}:{line}: {message}")
+    if not re.fullmatch(r"[+-]?[0-9]{1,1000}", fields[1]):  # int() would take 1_0, too
+        how = "classes are numbered: data/split.py writes such a list for class folders"
+        raise UserError(f"{path}:{line}: the label '{plain(fields[1])}' is no integer; {how}")
+    label = int(fields[1])
+    if not -(2**63) <= label < 2**63:
+        raise UserError(f"{path}:{line}: the label {plain(label, 50)} does not fit into 64 bits")
+    return fields[0], label
 
 
 def _rows(path):
@@ -188,47 +204,6 @@ def fingerprint(samples, components=2):
     names = ("/".join(os.path.normpath(path).split(os.sep)[-components:]) for path in samples.paths)
     rows = (f"{name} {label}\n" for name, label in zip(names, samples.labels))
     return hashlib.sha256("".join(rows).encode(errors="surrogateescape")).hexdigest()
-
-
-def check_files(samples):
-    """Raises a UserError that names the first missing picture, before hours are spent on the others.
-
-    Looks into each folder once rather than at each file; at a file itself only where the folder does not show it, as a
-    file system that takes a.JPG for a.jpg or a folder that may be entered but not listed.
-    """
-    folders, missing = {}, []
-    for index, path in enumerate(samples.paths):
-        folder, name = os.path.split(path)
-        if folder not in folders:
-            try:
-                with os.scandir(folder or ".") as entries:
-                    folders[folder] = {entry.name for entry in entries if not entry.is_dir()}
-            except (OSError, ValueError):
-                folders[folder] = set()
-        if name not in folders[folder] and not os.path.isfile(path):
-            missing.append(index)
-    if missing:
-        more = f"; {len(missing)} of {len(samples.paths)} are missing: is --data_dir right?" if len(missing) > 1 else ""
-        raise UserError(f"{where(samples, missing[0])}: no such image{more}")
-
-
-def report_repeated(samples):
-    """Says on stderr which pictures are more than once in a list, and where with different labels.
-
-    A picture that is there twice is its own nearest neighbour, and one of two classes is wrong in one of them.
-    """
-    first, repeated, contrary = {}, [], []
-    for index, path in enumerate(samples.paths):
-        before = first.setdefault(os.path.normpath(path), index)
-        if before != index:
-            same = samples.labels is None or samples.labels[before] == samples.labels[index]
-            (repeated if same else contrary).append((before, index))
-    for found, what in ((repeated, ""), (contrary, " with another label")):
-        if found:
-            before, index = found[0]
-            more = f" ({len(found)} such lines)" if len(found) > 1 else ""
-            line = f"line {samples.lines[before]}"
-            print(f"warning: {where(samples, index)}: is on {line}{what}, too{more}", file=sys.stderr)
 
 
 def report_bad_images(samples, bad):

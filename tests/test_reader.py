@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from test_transforms import RGB, encode, jpeg_that_claims, noise
 
+import lists
 import reader
 import transforms
 import utility
@@ -142,21 +143,8 @@ def test_file_name_that_is_not_utf8(tmp_path):
     with open(os.path.join(os.fsencode(tmp_path), b"\xe9.png"), "wb") as file:
         file.write(encode(Image.new("RGB", (2, 3)), "PNG"))
     samples = reader.read_list(write_list(tmp_path / "list.txt", b"\xe9.png 1\n"))
-    reader.check_files(samples)
+    lists.check_files(samples)
     assert transforms.load(samples.paths[0]).shape == (3, 2, 3)
-
-
-def test_repeated_pictures_are_reported(tmp_path, capsys):
-    path = tmp_path / "list.txt"
-    path.write_text("a.jpg 1\nb.jpg 2\nx/../b.jpg 2\na.jpg 3\n./b.jpg 2\n")
-    reader.report_repeated(reader.read_list(str(path)))
-    assert capsys.readouterr().err.splitlines() == [
-        f"warning: {path}:3: {tmp_path}/x/../b.jpg: is on line 2, too (2 such lines)",
-        f"warning: {path}:4: {tmp_path}/a.jpg: is on line 1 with another label, too",
-    ]
-    path.write_text("a.jpg 1\nb.jpg 2\n")
-    reader.report_repeated(reader.read_list(str(path)))
-    assert capsys.readouterr().err == ""
 
 
 def test_find_images(tmp_path):
@@ -199,32 +187,6 @@ def test_folders_that_are_links_or_cannot_be_read(tmp_path, monkeypatch, capsys)
     assert capsys.readouterr().err == said
     with pytest.raises(UserError, match="no images that can be read"):
         reader.find_images([str(tmp_path / "in" / "closed")])
-
-
-def test_check_files(tmp_path, monkeypatch):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "folder.jpg").mkdir()
-    (tmp_path / "a" / "1.jpg").write_bytes(b"")
-
-    def check(*names):
-        rows = "".join(f"{name} 1\n" for name in names)
-        reader.check_files(reader.read_list(write_list(tmp_path / "list.txt", rows)))
-
-    check("a/1.jpg", "a/../a/1.jpg", f"{tmp_path}/a/1.jpg", "a/1.jpg")
-    for name in ("a/2.jpg", "a/1.JPG", "b/1.jpg", "folder.jpg", "a/1.jpg/", "a/.."):
-        if name == "a/1.JPG" and os.path.exists(tmp_path / name):
-            continue  # a file system that takes one for the other
-        with pytest.raises(UserError) as error:
-            check("a/1.jpg", name)
-        assert str(error.value) == f"{tmp_path}/list.txt:2: {tmp_path}/{name}: no such image"
-    with pytest.raises(UserError, match=r"list\.txt:2: .*; 2 of 3 are missing: is --data_dir right\?"):
-        check("a/1.jpg", "b.jpg", "c.jpg")
-
-    def denied(folder):
-        raise PermissionError(folder)
-
-    monkeypatch.setattr(os, "scandir", denied)
-    check("a/1.jpg")  # a folder may be entered but not listed
 
 
 def test_fingerprint():

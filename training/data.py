@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 
+import lists
 import losses
 import reader
 import sampler
@@ -64,41 +65,61 @@ def add_batch_arguments(parser):
     # fmt: on
 
 
-def load_data(lists, batching, reading, class_dim, before=None, checkpoint="", evaluates=True):
+def load_data(named, batching, reading, class_dim, before=None, checkpoint="", evaluates=True):
     """Reads and checks the lists; -> Data.
 
     The training labels become class indices: themselves where all fit below a given `class_dim` (so that a head of
     ImageNet keeps its meaning), else their rank.
 
     Args:
-        lists: Lists; batching: Batching; reading: reader.Reading.
+        named: Lists; batching: Batching; reading: reader.Reading.
         class_dim: --class_dim, or None.
         before: the labels in the order of the class indices of the run that goes on from `checkpoint`; else None.
         evaluates: whether --val_list is needed.
 
     Raises: UserError
     """
-    train = reader.read_list(lists.train_list, lists.data_dir)
+    train = reader.read_list(named.train_list, named.data_dir)
     found = np.unique(train.labels)
     if before is not None:
         classes = np.array(before, np.int64)
         if not np.isin(found, classes).all():
-            raise UserError(f"{lists.train_list}: has classes that the run of {checkpoint} did not have")
+            raise UserError(f"{named.train_list}: has classes that the run of {checkpoint} did not have")
     elif class_dim and found[0] >= 0 and found[-1] < class_dim:
         classes = np.arange(class_dim)
     else:
         classes = found
     if class_dim and class_dim < len(found):
-        raise UserError(f"--class_dim={class_dim} is less than the {len(found)} classes of {lists.train_list}")
+        raise UserError(f"--class_dim={class_dim} is less than the {len(found)} classes of {named.train_list}")
     batch_size = check_batch(train, batching)
-    val = reader.read_list(lists.val_list, lists.data_dir) if evaluates else None
-    for samples in [train, val] if val else [train]:
-        if reading.on_bad_image == "fail":
-            reader.check_files(samples)
-        if parallel.is_first():
-            reader.report_repeated(samples)
+    val = reader.read_list(named.val_list, named.data_dir) if evaluates else None
+    if reading.on_bad_image == "fail":
+        for samples in [train, val] if val else [train]:
+            lists.check_files(samples)
+    if parallel.is_first():
+        report_sharing(train, val)
     steps = max(1, (batching.total_images or len(train.paths)) // batching.train_batch_size)
     return Data(train._replace(labels=np.searchsorted(classes, train.labels)), val, classes, batch_size, steps)
+
+
+def report_sharing(train, val):
+    """Says which pictures are twice in a list, and which pictures and classes of the one are in the other.
+
+    Args:
+        val: Samples, or None.
+    """
+    if not val:
+        lists.report_repeated(train, *lists.identify(train))
+        return
+    train_identity, val_identity = lists.identify(train, val)
+    lists.report_repeated(train, train_identity)
+    lists.report_repeated(val, val_identity)
+    lists.report_shared(val, val_identity, train_identity, "training images, too")
+    classes = np.unique(val.labels)
+    trained = int(np.isin(classes, train.labels).sum())
+    if trained:
+        of = f"{trained} of the {len(classes)} classes of {val.source}"
+        print(f"note: {of} are trained on: their recall is not that of unseen classes")
 
 
 def check_batch(train, batching):
