@@ -7,6 +7,11 @@ The network is rebuilt from the checkpoint. Every image is a query against all o
 images of that list. Similarity is the cosine of the embeddings.
 """
 
+from runtime import packages
+
+packages.check()
+
+import argparse
 import dataclasses
 import json
 import sys
@@ -25,13 +30,8 @@ from runtime import parallel, process
 from utility import UserError, boolean, number
 
 
-def parse_args():
+def build_parser():
     parser = utility.make_parser(__doc__)
-    reader.add_data_arguments(parser)
-    models.add_model_arguments(parser)
-    weights.add_weight_arguments(parser)
-    engine.add_engine_arguments(parser)
-    refine.add_refine_arguments(parser)
     # fmt: off
     add = parser.add_argument_group("evaluation").add_argument
     add("--batch_size", type=number(int, low=1), default=32, help="images at once; changes no figure")
@@ -45,23 +45,31 @@ def parse_args():
     add("--output_json", default="", help="write all figures to this file, too")
     add("--with_mem_opt", type=boolean, default=False, help="taken as in the original; evaluation keeps no activations")
     # fmt: on
-    return parser.parse_args()
+    refine.add_refine_arguments(parser)
+    reader.add_data_arguments(parser)
+    models.add_model_arguments(parser)
+    weights.add_weight_arguments(parser)
+    engine.add_engine_arguments(parser)
+    utility.start_here(parser, ("val_list", "gallery_list", "pretrained_model", "recall_at", "output_json"))
+    return parser
 
 
 def main():
-    args = parse_args()
+    parser = build_parser()
+    args, typed = utility.parse_typed(parser)
+    args = argparse.Namespace(**extraction.lists_of_run(vars(args), typed))
+    utility.note_idle(idle_flags(args), typed)
     process.join_early(args.use_gpu, args.seed)
     query = reader.read_list(args.val_list, args.data_dir)
     gallery = reader.read_list(args.gallery_list, args.data_dir) if args.gallery_list else None
     check_lists(query, gallery, args.on_bad_image)
-    if args.output_json:
-        files.check_output(args.output_json, is_figures, "a file of figures that eval.py wrote")
+    check_output(args.output_json)
     refinement = utility.fill(refine.Refinement, args)
     refine.check_refinement(refinement)
     process.start_paddle(args.use_gpu, args.seed)
     opened = extraction.open_network(vars(args), args.pretrained_model, args.allow_partial, args.weights)
     vars(args).update(dataclasses.asdict(opened.settings))
-    utility.print_arguments(vars(args))
+    utility.print_arguments(vars(args), parser)
 
     if opened.chosen_on == reader.fingerprint(query):
         print("note: recall on this list chose the epoch of this checkpoint: on classes that chose nothing it is lower")
@@ -72,7 +80,7 @@ def main():
     network = refine.refined(opened.network, refinement)
     network = engine.prepare(network, options, args.image_shape, pictures, opened.file_name)
     whitening = refine.find_whitening(refinement, network, reading, args.batch_size, args.data_dir)
-    head = HeadFigures(head_classes(opened, query, args.head_labels))
+    head = HeadFigures(head_classes(opened, query, args.head_labels), args.quiet)
     found = extraction.extract(network, query, reading, args.batch_size, head.add if head.classes is not None else None)
     found_gallery = extraction.extract(network, gallery, reading, args.batch_size) if gallery else None
     if not parallel.is_first():
@@ -81,23 +89,42 @@ def main():
         reader.report_bad_images(samples, features.bad if features else [])
     found, found_gallery = (refine.whitened(features, whitening) for features in (found, found_gallery))
     result = head.result()
+    query_labels, gallery_labels = query.labels[found.index], None
     if gallery:
+        gallery_labels = gallery.labels[found_gallery.index]
         result.update(gallery_metrics(query, found, gallery, found_gallery, args.recall_at, args.exclude_self))
     else:
-        result.update(metrics.retrieval_metrics(found.features, query.labels[found.index], args.recall_at))
-    result["seconds"] = round(time.time() - start, 2)
+        result.update(metrics.retrieval_metrics(found.features, query_labels, args.recall_at))
     how = refine.in_words(refinement, whitening)
-    result.update(dimension=found.features.shape[1], **({"refined": how} if how else {}))
-    for name, value in result.items():
-        figure = f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
-        print(figure + (f" ({how})" if how and name.startswith(REFINED) else ""))
+    result.update(seconds=round(time.time() - start, 2), dimension=found.features.shape[1])
+    result.update({"refined": how} if how else {})
+    print_figures(result, how, metrics.remarks(found.features, query_labels, result, gallery_labels))
     if args.output_json:
+        bad = {
+            **reader.list_bad_images(query, found.bad),
+            **(reader.list_bad_images(gallery, found_gallery.bad, "bad_gallery_images") if gallery else {}),
+        }
         with files.atomic_write(args.output_json) as file:
-            json.dump({**result, "args": vars(args)}, file, indent=1)
+            json.dump({**result, **bad, "args": vars(args)}, file, indent=1)
 
 
 # The figures that refined features change.
 REFINED = ("recall@", "MAP@R", "R-precision")
+
+
+def idle_flags(args):
+    """{flag: why} of those that have no effect on this evaluation."""
+    why = {"train_list": "nothing is trained", **refine.idle_flags(args), **extraction.idle_flags(args)}
+    return why if args.gallery_list else {**why, "exclude_self": "no --gallery_list"}
+
+
+def print_figures(result, how, remarks):
+    """Prints figures {name: value}, and what metrics.remarks said of them. `how`: refine.in_words."""
+    for name, value in result.items():
+        figure = f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
+        print(figure + (f" ({how})" if how and name.startswith(REFINED) else ""))
+    for remark in remarks:
+        print(f"note: {remark}")
 
 
 def check_lists(query, gallery, on_bad_image):
@@ -136,6 +163,12 @@ def report_copies(query, identity, other):
             f"each finds; the first: {first}",
             file=sys.stderr,
         )
+
+
+def check_output(path):
+    """Raises a UserError where --output_json can't be written, or would replace what is no such file."""
+    if path:
+        files.check_output(path, is_figures, "a file of figures that eval.py wrote")
 
 
 def is_figures(path):
@@ -210,10 +243,11 @@ class HeadFigures:
 
     Args:
         classes: class index of each image of the list, int64 [N], or None: no figures.
+        quiet: prints nothing.
     """
 
-    def __init__(self, classes):
-        self.classes = classes
+    def __init__(self, classes, quiet=False):
+        self.classes, self.quiet = classes, quiet
         self.losses, self.ranks = [], []
         self.start = time.time()
 
@@ -226,7 +260,7 @@ class HeadFigures:
         rank = (logits >= own[:, None]).sum(axis=1)  # 1 is best; ties count against the head
         self.losses.append(loss)
         self.ranks.append(rank)
-        if len(self.ranks) % 10 == 1:
+        if len(self.ranks) % 10 == 1 and not self.quiet:
             print(
                 f"Testbatch {len(self.ranks) - 1},loss {loss.mean():.6f}, acc1 {(rank <= 1).mean():.4f},"
                 f"acc5 {(rank <= 5).mean():.4f},time {time.time() - self.start:.2f} sec",

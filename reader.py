@@ -39,6 +39,7 @@ Samples = collections.namedtuple("Samples", "paths labels source lines")
 # first time. B is 0 where a batch has no good picture.
 Batch = collections.namedtuple("Batch", "image label index bad", defaults=[()])
 
+VAL_LIST = "data/CUB200_val.txt"  # where nobody names one
 MOST_LINE = 2**16  # characters of a line in a list
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -52,6 +53,7 @@ class Reading:
     num_workers: int = None
     on_bad_image: str = "fail"
     max_pixels: int = MAX_PIXELS
+    quiet: bool = False  # no progress bar
 
     @property
     def shape(self):
@@ -115,6 +117,19 @@ def _parse(path, line, row):
     if not -(2**63) <= label < 2**63:
         raise UserError(f"{path}:{line}: the label {plain(label, 50)} does not fit into 64 bits")
     return fields[0], label
+
+
+def read_class_names(path):
+    """{label: name} of the classes of a list: from <name>_classes.txt beside <name>_train.txt, lines `<label> <name>`.
+
+    Empty where there is no such file, which data/split.py writes, or where it can't be read as one.
+    """
+    base, _, _ = os.path.splitext(path)[0].rpartition("_")
+    try:
+        rows = [row.split(None, 1) for _, row in _rows(f"{base}_classes.txt") if row]
+        return {int(label): name for label, name in rows}
+    except (OSError, ValueError, UserError):
+        return {}
 
 
 def _rows(path):
@@ -214,6 +229,11 @@ def report_bad_images(samples, bad):
             f"warning: skipped {len(bad)} bad images; the first: {where(samples, index)}: {plain(reason)}",
             file=sys.stderr,
         )
+
+
+def list_bad_images(samples, bad, name="bad_images"):
+    """{name: [[path, reason]]} of all that were skipped, for a file of JSON; {} where there are none."""
+    return {name: [[samples.paths[index], reason] for index, reason in bad]} if bad else {}
 
 
 # ---------------------------------------------------------------- batches
@@ -377,13 +397,22 @@ def read_in_order(samples, reading, batch_size):
 # ---------------------------------------------------------------- for the scripts
 
 
-def add_data_arguments(parser):
-    """Adds the flags that describe lists and pictures, alike in all scripts."""
+def add_data_arguments(parser, training=False):
+    """Adds the flags that describe lists and pictures, alike in all scripts.
+
+    Args:
+        training: whether the script trains, and what is left open is not taken from a checkpoint.
+    """
     group = parser.add_argument_group("data")
-    group.add_argument("--train_list", default="data/CUB200_train.txt", help="list of the training images: path label")
-    group.add_argument(
-        "--val_list", default="data/CUB200_val.txt", help="list of the images that recall is computed on"
-    )
+    if training:
+        train_list, seed = "data/CUB200_train.txt", "fixes every random draw (default: drawn and logged)"
+        group.add_argument("--train_list", default=train_list, help="list of the training images: path label")
+        group.add_argument("--val_list", default=VAL_LIST, help="list of the images that recall is computed on")
+    else:
+        group.add_argument("--train_list", help="taken so that the flags of train.py serve all scripts; not used here")
+        where = f"(default: that of the checkpoint's run, else {VAL_LIST})"
+        group.add_argument("--val_list", help=f"list of the images to look at: path label {where}")
+        seed = "of the random weights, where there is no --pretrained_model (default: drawn)"
     group.add_argument("--data_dir", help="put before relative paths in a list (default: the list file's own folder)")
     models.add_picture_arguments(group)
     group.add_argument("--num_workers", type=number(int, low=1), help="threads that read images (default: one a CPU)")
@@ -391,8 +420,8 @@ def add_data_arguments(parser):
         "--on_bad_image",
         choices=("fail", "skip"),
         default="fail",
-        help="what a missing or broken image does: end the run, or be counted and left out (in training, another of "
-        "its class takes its place)",
+        help="what a missing or broken image does: end the run, or be counted and left out"
+        + (", where another of its class takes its place" if training else ""),
     )
     group.add_argument(
         "--max_pixels",
@@ -401,8 +430,15 @@ def add_data_arguments(parser):
         help="an image with more counts as a broken one; "
         "each worker may need 6 bytes (JPEG) to 23 (JPEG 2000) for each pixel of the largest",
     )
+    group.add_argument("--seed", type=number(int, low=0, high=2**31 - 1), help=seed)
+    gpu = "False: stay on the CPU even where there is a GPU (default: a GPU where there is one)"
+    group.add_argument("--use_gpu", type=boolean, help=gpu)
     group.add_argument(
-        "--seed", type=number(int, low=0, high=2**31 - 1), help="fixes every random draw (default: drawn and logged)"
+        "--quiet",
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=False,
+        help="no configuration, no progress, no lines for batches: figures, warnings and errors alone",
     )
-    group.add_argument("--use_gpu", type=boolean, default=True, help="False: stay on the CPU even where there is a GPU")
     return group

@@ -2,13 +2,17 @@
 
 On a GPU where there is one:
 
-    python train.py --model=ResNet50 --pretrained_model=<weights> --lr=0.001 --num_epochs=120 \\
-        --train_batch_size=20 --loss_name=tripletloss --model_save_dir=output_tripletloss
+    python train.py --model=ResNet50 --pretrained_model=imagenet --lr=0.001 \\
+        --num_epochs=120 --train_batch_size=20 --model_save_dir=output_triplet
 
 Every epoch is evaluated on --val_list and saved to <model_save_dir>/<model>/<epoch>/; the links `latest` and `best`
 beside it (best recall@1) are what eval.py, infer.py and --checkpoint take. The log goes to stdout and, as one JSON
 object a line, to train_log.jsonl in the same folder.
 """
+
+from runtime import packages
+
+packages.check()
 
 import argparse
 import contextlib
@@ -28,31 +32,38 @@ from runtime import parallel, process
 from training import data, optimizers, start
 from training.ema import Average
 from training.job import Job, diverged, record_recall, save, save_or_stop, stopped, what_is_due
-from training.log import StepLog
+from training.log import RunLog, summary
 from training.optimizers import trained_parameters
 from training.parts import Parts
-from training.run import Progress, Run
+from training.run import LOG_FILE, Progress, Run
 from utility import fill
 
 
-def parse_args():
-    """-> (all flags, the names of those that were typed, the parser)"""
+def build_parser():
     parser = utility.make_parser(__doc__)
-    reader.add_data_arguments(parser)
-    models.add_model_arguments(parser)
-    weights.add_weight_arguments(parser)
+    start.add_run_arguments(parser)
     losses.add_loss_arguments(parser)
     data.add_batch_arguments(parser)
     optimizers.add_optimizer_arguments(parser)
-    start.add_run_arguments(parser)
+    reader.add_data_arguments(parser, training=True)
+    models.add_model_arguments(parser)
+    weights.add_weight_arguments(parser)
+    first = ("train_list", "val_list", "model", "pretrained_model", "loss_name", "lr", "train_batch_size", "num_epochs")
+    utility.start_here(parser, (*first, "model_save_dir", "checkpoint"))
+    return parser
+
+
+def parse(parser):
+    """-> (all flags, the names of those that were typed); --batch_size is --train_batch_size by then."""
     args, typed = utility.parse_typed(parser)
     args.train_batch_size = args.train_batch_size or args.batch_size
-    return args, typed | ({"train_batch_size"} if "batch_size" in typed else set()), parser
+    return args, typed | ({"train_batch_size"} if "batch_size" in typed else set())
 
 
 def main():
     # What to do: the flags, and what a checkpoint says where they leave it open.
-    args, typed, parser = parse_args()
+    parser = build_parser()
+    args, typed = parse(parser)
     process.join_early(args.use_gpu, args.seed)
     begin = start.find_start(vars(args), typed, parser)
     args = argparse.Namespace(**begin.flags)
@@ -95,19 +106,31 @@ def main():
     parallel.meet("the checkpoint")  # all have read it
     if parallel.is_first():
         start.begin_run(run, begin, settings, progress, same)
-    utility.print_arguments(vars(args))
+    utility.print_arguments(vars(args), parser, f"{os.path.join(run.path, LOG_FILE)} has them")
     parallel.meet("the start")
-    run.log({"args": vars(args), "process": process.describe_process()})
-    description = {
-        "settings": dataclasses.asdict(network_settings),
+    description = describe(args, lists, digests, network_settings)
+    run.log({"args": vars(args), "process": description["process"]})
+    job = Job(run, lists, parts, settings, reading, batching, schedule, freezing, amp, signals, description)
+    train(job, progress, bool(begin.before))
+
+
+def describe(args, lists, digests, settings):
+    """What all checkpoints of a run say: its network, data, flags and process.
+
+    Args:
+        lists: data.Data; digests: of start.list_digests; settings: models.Settings.
+    """
+    names = reader.read_class_names(args.train_list)
+    return {
+        "settings": dataclasses.asdict(settings),
         **digests,
         "labels": lists.classes.tolist(),
         "trained_labels": np.unique(lists.classes[lists.train.labels]).tolist(),
+        "class_names": [names.get(label, str(label)) for label in lists.classes.tolist()] if names else None,
         "args": vars(args),
+        "folder": os.getcwd(),  # that relative paths in args count from
         "process": process.describe_process(),
     }
-    job = Job(run, lists, parts, settings, reading, batching, schedule, freezing, amp, signals, description)
-    train(job, progress, bool(begin.before))
 
 
 # ---------------------------------------------------------------- what is trained
@@ -129,19 +152,20 @@ def prepare_network(network, begin, zero_init_residual, with_mem_opt, allow_part
 
 def train(job, progress, continued):
     """What is left to do of the run."""
+    begun, log = time.time(), RunLog(job.run, job.settings, job.signals)
     if continued and parallel.from_first(not job.run.has(dataclasses.asdict(progress))):
         save(job, progress)  # the run goes on in another folder, or with other steps
     if job.settings.eval_at_start and not continued:
-        evaluate(job, -1)
+        evaluate(job, -1, log)
     for epoch in range(progress.epoch, job.settings.num_epochs):
         progress = progress.at_epoch(epoch)
         if job.settings.is_done(progress):
             continue  # with the checkpoint that this run goes on from
         if progress.step < progress.steps:
-            progress = train_epoch(job, progress)
+            progress = train_epoch(job, progress, log)
             save(job, progress)  # before the evaluation, so that nothing that happens there can cost the epoch
         if not progress.evaluated and job.settings.is_due(epoch):
-            progress = progress.with_recall(parallel.from_first(evaluate(job, epoch)))
+            progress = progress.with_recall(parallel.from_first(evaluate(job, epoch, log)))
             if parallel.is_first():
                 record_recall(job, progress)
         best = progress.best
@@ -149,10 +173,12 @@ def train(job, progress, continued):
         print(f"saved {os.path.join(job.run.path, str(epoch))}{found}")
         if job.settings.is_over(progress):
             break
+    if parallel.is_first():
+        print(summary(job.run, progress, job.data.val, time.time() - begun))
     print(f"done: {os.path.join(job.run.path, 'best' if progress.best else 'latest')}")
 
 
-def train_epoch(job, progress):
+def train_epoch(job, progress, log):
     """The rest of an epoch; -> Progress at its end. Raises: Stopped after a signal, when the step is done and saved."""
     import paddle
 
@@ -162,10 +188,11 @@ def train_epoch(job, progress):
     shared, owned = trained_parameters(network), trained_parameters(objective)
     statistics = network.batch_norm_statistics()
     epoch, steps, bad = progress.epoch, progress.steps, []
-    finite, steplog = optimizers.FiniteCheck(), StepLog(job.run, job.signals)
+    finite = optimizers.FiniteCheck()
+    log.begin_epoch(progress)
     batches = data.training_batches(job.data, job.batching, job.reading, progress)
     for step in range(progress.step, steps):
-        batch = steplog.next_batch(batches)
+        batch = log.next_batch(batches)
         bad += batch.bad
 
         # Rate and seeds. All draws depend on the step alone, so that a continued run repeats them: those of dropout in
@@ -204,20 +231,18 @@ def train_epoch(job, progress):
         if average:
             average.update(network, epoch * steps + step)
 
-        steplog.add(len(label))
+        log.add(len(label))
         if due.log:
-            steplog.write(progress, job.settings.num_epochs, lr, figures, logits, label)
+            log.write(progress, lr, figures, logits, label)
         save_or_stop(job, progress, due, finite)
-    bad = sorted(picture for part in parallel.gather_objects(bad) for picture in part)
-    if parallel.is_first():
-        reader.report_bad_images(job.data.train, bad)
+    log.end_epoch(epoch, job.data.train, bad)
     return progress
 
 
 # ---------------------------------------------------------------- evaluation
 
 
-def evaluate(job, epoch):
+def evaluate(job, epoch, log):
     """Prints and logs recall@1,2,4,8 on the validation list; -> recall@1, or None on all ranks but 0.
 
     Raises: Stopped after a signal.
@@ -233,11 +258,14 @@ def evaluate(job, epoch):
         return None
     reader.report_bad_images(val, found.bad)
     result = metrics.retrieval_metrics(found.features, val.labels[found.index], recall_at=(1, 2, 4, 8), full=False)
-    seconds = time.time() - begun
-    job.run.log({"epoch": epoch, "eval": result, "sec": seconds})
+    log.evaluation = seconds = time.time() - begun
+    bad = reader.list_bad_images(val, found.bad)
+    job.run.log({"epoch": epoch, "eval": result, "sec": seconds, **bad})
     recalls = ", ".join(f"recall@{k} {result[f'recall@{k}']:.4f}" for k in (1, 2, 4, 8))
     count, classes = len(found.index), len(np.unique(val.labels))
     print(f"Pass {epoch}, {recalls}, {count} images of {classes} classes, time {seconds:.2f} sec")
+    for remark in metrics.remarks(found.features, val.labels[found.index], result):
+        print(f"note: {remark}")
     return result["recall@1"]
 
 

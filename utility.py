@@ -2,32 +2,122 @@
 
 import argparse
 import dataclasses
+import difflib
 import json
 import math
+import sys
+import textwrap
 
 
 class UserError(Exception):
     """A mistake that the user can mend; its message is one line that says how. Scripts exit with status 2."""
 
 
+# What other tools call a flag.
+ALIASES = {
+    "arch": "model", "backbone": "model", "network": "model", "pretrained": "pretrained_model", "resume": "checkpoint",
+    "epochs": "num_epochs", "epoch": "num_epochs", "max_epochs": "num_epochs", "learning_rate": "lr", "k": "recall_at",
+    "wd": "weight_decay", "bs": "train_batch_size", "batch": "train_batch_size", "batchsize": "train_batch_size",
+    "workers": "num_workers", "gpu": "use_gpu", "cuda": "use_gpu", "device": "use_gpu", "fp16": "amp",
+    "topk": "recall_at",
+    "size": "image_shape", "image_size": "image_shape", "img_size": "image_shape", "root": "data_dir",
+    "bf16": "precision",
+    "output": "model_save_dir", "output_dir": "model_save_dir", "save_dir": "model_save_dir", "top_k": "recall_at",
+    "gallery": "gallery_list", "query_list": "val_list", "images": "input", "features": "feature_file",
+    "loss": "loss_name",
+    "export": "export_dir", "embedding_dim": "embedding_size", "dim": "embedding_size", "data": "val_list",
+}  # fmt: skip
+
+
 class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are UserErrors that name the flag or the value that was probably meant."""
+
+    def parse_args(self, args=None, namespace=None):
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._unknown(plain(unknown[0])))
+        return found
+
     def error(self, message):
         raise UserError(f"{message} (see {self.prog} --help)")
+
+    def _unknown(self, text):
+        if not text.startswith("-"):
+            return f"{text!r} is no flag and no flag's value: flags are written --flag=value"
+        name = text.lstrip("-").partition("=")[0].replace("-", "_").lower()
+        known = {action.dest: action.option_strings[0] for action in self._actions}
+        close = [ALIASES.get(name), *difflib.get_close_matches(name, known, n=1, cutoff=0.7)]
+        return f"there is no flag {text}" + _did_you_mean(next((known[dest] for dest in close if dest in known), None))
+
+    def _check_value(self, action, value):
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        bare = {_bare(choice): choice for choice in choices}
+        wanted = _bare(str(value))
+        close = [wanted] * (wanted in bare) + [name for name in bare if len(wanted) > 2 and name.startswith(wanted)]
+        close += difflib.get_close_matches(wanted, bare, n=1)
+        meant = _did_you_mean(bare[close[0]] if close else None)
+        message = f"{plain(value)!r} is none of {', '.join(choices)}{meant}"
+        raise argparse.ArgumentError(action, message)
+
+
+def _bare(text):
+    return text.lower().replace("-", "").replace("_", "")
+
+
+def _did_you_mean(text):
+    return f"; did you mean {text}?" if text else ""
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, keeps the lines of examples in descriptions, and has long choices in the help, not before it."""
+
+    def _fill_text(self, text, width, indent):
+        parts = text.strip().split("\n\n")
+        return "\n\n".join(part if part[0] == " " else textwrap.fill(part, width) for part in parts)
+
+    def _get_help_string(self, action):
+        text = action.help or ""
+        if _has_many_choices(action):
+            text += f"; one of {', '.join(map(str, action.choices))}"
+        if action.default in (None, "", argparse.SUPPRESS) or "%(default)" in text:
+            return text  # a default of None or "" is explained by the help text itself
+        return f"{text} (default: %(default)s)"
+
+    def _metavar_formatter(self, action, default_metavar):
+        if action.metavar is None and (action.choices is None or _has_many_choices(action)):
+            short = "NAME" if action.choices else getattr(action.type, "metavar", "...")
+            return lambda size: (short,) * size
+        return super()._metavar_formatter(action, default_metavar)
+
+
+def _has_many_choices(action):
+    return action.choices is not None and len(",".join(map(str, action.choices))) > 30
 
 
 def make_parser(description):
     """An ArgumentParser whose --help shows defaults and keeps line breaks, and whose errors are UserErrors."""
+    usage = "%(prog)s [--flag=value ...]"
+    return _Parser(description=description, usage=usage, formatter_class=_Formatter, allow_abbrev=False)
 
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        def _get_help_string(self, action):
-            # A default of None or "" is explained by the help text itself.
-            return action.help if action.default in (None, "") else super()._get_help_string(action)
 
-    return _Parser(description=description, formatter_class=Formatter, allow_abbrev=False)
+def start_here(parser, names):
+    """Moves the flags `names` to a group of their own, in front of all others."""
+    group = parser.add_argument_group("start here", "what most commands name")
+    for other in parser._action_groups[:-1]:
+        moved = [action for action in other._group_actions if action.dest in names]
+        other._group_actions = [action for action in other._group_actions if action not in moved]
+        group._group_actions += moved
+    group._group_actions.sort(key=lambda action: names.index(action.dest))
+    parser._action_groups.insert(0, parser._action_groups.pop())
 
 
 def parse_typed(parser):
-    """-> (the flags of the command line, the names of those that were typed and not left at their default)"""
+    """-> (the flags of the command line, the names of those that were typed and not left at their default)
+
+    A flag that is given twice with different values is said: the last one counts.
+    """
     args = parser.parse_args()
     defaults = [action.default for action in parser._actions]
     for action in parser._actions:
@@ -35,7 +125,22 @@ def parse_typed(parser):
     typed = set(vars(parser.parse_args()))
     for action, default in zip(parser._actions, defaults):
         action.default = default
+    for flag, values in _repeated(sys.argv[1:]).items():
+        print(f"note: {flag} is given {len(values)} times: the last, {plain(values[-1])}, counts", file=sys.stderr)
     return args, typed
+
+
+def _repeated(words):
+    """{flag: [value]} of the flags that have several different values on a command line."""
+    given = {}
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--"):
+            given.setdefault(flag, []).append([value] if equals else [])
+        elif given:
+            given[next(reversed(given))][-1].append(word)
+    values = {flag: [" ".join(words) for words in lists] for flag, lists in given.items()}
+    return {flag: texts for flag, texts in values.items() if len(set(texts)) > 1}
 
 
 def check_values(parser, values, source):
@@ -74,6 +179,9 @@ def boolean(text):
     return values[text.lower()]
 
 
+boolean.metavar = "True|False"
+
+
 def number(kind, low=None, above=None, high=None):
     """The type of a numeric flag: `kind` is int or float, the range `low <= x`, `above < x`, `x <= high`."""
 
@@ -96,6 +204,7 @@ def number(kind, low=None, above=None, high=None):
             raise argparse.ArgumentTypeError(f"{text} is out of range: must be {' and '.join(limits)}")
         return value
 
+    parse.metavar = "N" if kind is int else "X"
     return parse
 
 
@@ -108,15 +217,39 @@ def comma_separated(parse):
             raise argparse.ArgumentTypeError("expected numbers with commas between them")
         return values
 
+    parse_list.metavar = f"{getattr(parse, 'metavar', '...')},..."
     return parse_list
 
 
-def print_arguments(flags):
-    """Prints the flags in force, {name: value}, as the original scripts did."""
+def print_arguments(flags, parser, where="--help has them"):
+    """Prints the flags in force as the original scripts did, those at their defaults counted in one line.
+
+    Args:
+        flags: {name: value}; parser: whose flags they are.
+        where: what has the others.
+
+    Does nothing with --quiet.
+    """
+    if flags["quiet"]:
+        return
+    defaults = {action.dest: action.default for action in parser._actions}
+    changed = [name for name, value in flags.items() if name not in defaults or value != defaults[name]]
     print("-----------  Configuration Arguments -----------")
-    for name, value in sorted(flags.items()):
-        print(f"{name}: {plain(value, 1000)}")
+    for name in sorted(changed):
+        print(f"{name}: {plain(flags[name], 1000)}")
+    print(f"and {len(flags) - len(changed)} others at their defaults: {where}")
     print("------------------------------------------------", flush=True)
+
+
+def note_idle(idle, typed):
+    """Says on stderr which of the typed flags have no effect in this run.
+
+    Args:
+        idle: {name: why}, of any flags; typed: the names of those that were typed.
+    """
+    found = [f"--{name} ({why})" for name, why in idle.items() if name in typed]
+    if found:
+        print(f"note: without effect here: {', '.join(found)}", file=sys.stderr)
 
 
 def fill(record, args, **values):

@@ -3,8 +3,7 @@
 python docs/make_flags.py
 """
 
-import argparse
-import contextlib
+import importlib
 import os
 import sys
 
@@ -12,27 +11,6 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
 SCRIPTS = ("train", "eval", "infer")
-
-
-class _Caught(Exception):
-    pass
-
-
-def parser_of(script):
-    """The ArgumentParser that a script makes, caught when it is about to read the command line."""
-    caught = []
-
-    def catch(parser, *_):
-        caught.append(parser)
-        raise _Caught
-
-    kept, argparse.ArgumentParser.parse_args = argparse.ArgumentParser.parse_args, catch
-    try:
-        with contextlib.suppress(_Caught):
-            __import__(script).parse_args()
-    finally:
-        argparse.ArgumentParser.parse_args = kept
-    return caught[0]
 
 
 def rows(parser):
@@ -58,7 +36,7 @@ def page():
         "",
     ]
     for script in SCRIPTS:
-        lines += [f"## {script}.py", "", *rows(parser_of(script))]
+        lines += [f"## {script}.py", "", *rows(importlib.import_module(script).build_parser())]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -149,6 +149,9 @@ def image_shape(text):
     return [channels, height, width]
 
 
+image_shape.metavar = "3,H,W"
+
+
 def add_picture_arguments(parser):
     """Adds the flags that say how pictures are brought to the network."""
     parser.add_argument(
@@ -215,6 +218,7 @@ def add_model_arguments(parser):
     group.add_argument(
         "--class_dim",
         type=number(int, low=1, high=10**7),
-        help="outputs of the softmax head (default: the checkpoint's, else the number of classes in --train_list)",
+        help="outputs of the softmax head (default: the checkpoint's, else in train.py the number of classes in "
+        "--train_list, elsewhere no head)",
     )
     return group

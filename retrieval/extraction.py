@@ -1,6 +1,7 @@
 """From weights and a list to features."""
 
 import collections
+import os
 import sys
 
 import numpy as np
@@ -11,11 +12,12 @@ import weights
 from models import Settings
 from runtime import parallel
 from utility import UserError
+from weights.checkpoint import DESCRIPTION, path_of_run, read_description, resolve
 
 # network: EmbeddingNet; settings: models.Settings as settled; file_name: of its weights, "" for random ones; labels:
 # int64, the labels of the head's classes in their order; trained_labels: int64, those that were trained, sorted (both
-# None where they are not known); chosen_on: see `list_that_chose`.
-Opened = collections.namedtuple("Opened", "network settings file_name labels trained_labels chosen_on")
+# None where they are not known); class_names: of the labels, list of str or None; chosen_on: see `list_that_chose`.
+Opened = collections.namedtuple("Opened", "network settings file_name labels trained_labels class_names chosen_on")
 # features: float32 [N, D], the embeddings; index: int64 [N], the pictures' positions in the list, ascending; bad:
 # (index, reason) of those that could not be read.
 Features = collections.namedtuple("Features", "features index bad")
@@ -61,7 +63,31 @@ def open_network(asked, pretrained_model, allow_partial=False, which="ema"):
         print(f"note: no --pretrained_model: this {settings.model} has random weights", file=sys.stderr)
     network.eval()
     labels = [np.array(state[name], np.int64) if state else None for name in ("labels", "trained_labels")]
-    return Opened(network, settings, found.file_name if found else "", *labels, list_that_chose(state))
+    names = (state or {}).get("class_names")
+    return Opened(network, settings, found.file_name if found else "", *labels, names, list_that_chose(state))
+
+
+def idle_flags(args):
+    """{flag: why} of those that have no effect on which network is opened, of a Namespace."""
+    if args.pretrained_model:
+        return {} if args.allow_partial else {"seed": "the weights are not random"}
+    return dict.fromkeys(("weights", "allow_partial"), "no --pretrained_model")
+
+
+def lists_of_run(flags, typed):
+    """The flags with --val_list and --data_dir as in the run of the checkpoint, where they were not typed.
+
+    Args:
+        flags: {name: value}; typed: the names of those that were not left at their default.
+    """
+    path, flags = resolve(flags["pretrained_model"]), dict(flags)
+    if "val_list" not in typed and os.path.isfile(os.path.join(path, DESCRIPTION)):
+        description = read_description(path, ("args", "settings"))
+        for name in {"val_list", "data_dir"} - typed:
+            value = description["args"].get(name)
+            if value and isinstance(value, str):
+                flags[name] = path_of_run(value, path, description)
+    return {**flags, "val_list": flags["val_list"] or reader.VAL_LIST}
 
 
 def list_that_chose(state):
@@ -97,8 +123,8 @@ def extract(network, samples, reading, batch_size, on_batch=None, signals=None):
         run = eager(network)
     batches = _run(run, reader.read_in_order(samples, reading, batch_size), on_batch is not None)
     features, indices, bad = [], [], []
-    # Shown on stderr where that is a terminal.
-    with tqdm(total=len(samples.paths), unit=" images", disable=None, dynamic_ncols=True) as bar:
+    hidden = True if reading.quiet else None  # None: shown on stderr where that is a terminal
+    with tqdm(total=len(samples.paths), unit=" images", disable=hidden, dynamic_ncols=True) as bar:
         for index, embedding, logits, bad_here in parallel.collect(batches, signals):
             bar.update(len(index) + len(bad_here))
             bad += bad_here

@@ -68,6 +68,36 @@ def retrieval_metrics(features, labels, recall_at=(1, 2, 4, 8), gallery_features
     return {**result, "queries_without_positive": lone} if lone else result
 
 
+def remarks(features, labels, result, gallery_labels=None):
+    """What a reader of the figures should know of the list or the network, a list of sentences.
+
+    Args:
+        features, labels, gallery_labels: as of `retrieval_metrics`; result: what it returned.
+    """
+    found = []
+    lone, count = result.get("queries_without_positive", 0), result["queries"]
+    if lone:
+        where = "in the list" if gallery_labels is None else "in the gallery"
+        found.append(f"{lone} of {count} queries have no other image of their class {where}: each counts as a miss")
+    others = labels if gallery_labels is None else gallery_labels
+    if len(np.unique(others)) == 1:
+        found.append("all images to be found are of one class: recall says nothing of the network")
+    if len(features) > 1 and _are_equal(features):
+        found.append(
+            "all embeddings are equal: the network tells no image from another (it has collapsed: a smaller --lr, or a "
+            "--warmup_epochs, may keep it from that)"
+        )
+    return found
+
+
+def _are_equal(features):
+    """Whether the cosines of all features to the first are 1; of zeros, too."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))
+    if not lengths.any():
+        return True
+    return bool((features @ features[0] >= (1 - TIE) * lengths * lengths[0]).all() and lengths.all())
+
+
 # In the following: query [N, D], gallery [M, D]: of length 1, sorted by label; those that share the class of query i
 # are gallery[first[i] : last[i]]. Where query and gallery are one array, an image is no neighbour of itself.
 

@@ -74,6 +74,11 @@ def add_refine_arguments(parser):
     # fmt: on
 
 
+def idle_flags(args):
+    """{flag: why} of those that have no effect beside the others, of a Namespace."""
+    return {} if args.whiten else dict.fromkeys(("whiten_size", "whiten_power"), "no --whiten")
+
+
 def refined(network, refinement, whitening=None):
     """The network that looks at pictures as Refinement says: an EmbeddingNet itself where nothing is asked of it."""
     if not (refinement.views or refinement.whiten):

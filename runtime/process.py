@@ -200,13 +200,16 @@ def start_paddle(use_gpu=False, seed=None, deterministic=None):
     """Sets up the process, imports paddle for the first time, and selects the device.
 
     Args:
+        use_gpu: True, False, or None for a GPU where there is one. That there is none is said once, where True asks for
+            it or paddlepaddle is built for one.
         deterministic: True has cuDNN take algorithms whose results repeat to the last bit, False has it time them and
             take the fastest, None leaves it alone. Without a meaning on the CPU, where results repeat.
 
     Returns the paddle module. Where several processes were launched, they join here, and draw the same random numbers
     whether there is a seed or not. Everything here that Paddle reads only when it is imported is left alone where
-    the user has set it. Asking for a GPU that is not there is said once, and the CPU is used.
+    the user has set it.
     """
+    is_first = "paddle" not in sys.modules
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // parallel.local_world_size())))
     mkl = _mkl_cpu_type()
     if mkl:
@@ -227,10 +230,12 @@ def start_paddle(use_gpu=False, seed=None, deterministic=None):
     # Plain SGD has no state, which is no news when a checkpoint is written.
     warnings.filterwarnings("ignore", message="The input state dict is empty")
 
-    on_gpu = use_gpu and paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
-    if use_gpu and not on_gpu:
-        why = "no GPU found" if paddle.is_compiled_with_cuda() else "this paddlepaddle is built for the CPU only"
-        print(f"note: --use_gpu=True, but {why}: running on the CPU", file=sys.stderr)
+    built = paddle.is_compiled_with_cuda()
+    on_gpu = use_gpu is not False and built and paddle.device.cuda.device_count() > 0
+    if is_first and not on_gpu and (use_gpu or (use_gpu is None and built)):
+        asked = "--use_gpu=True, but " if use_gpu else ""
+        why = "no GPU found" if built else "this paddlepaddle is built for the CPU only"
+        print(f"note: {asked}{why}: running on the CPU", file=sys.stderr)
     if not on_gpu:
         paddle.set_device("cpu")
         _keep_freed_memory()

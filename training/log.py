@@ -1,24 +1,47 @@
-"""What training says while it runs: a line on stdout and a JSON object in the run's log."""
+"""What training says while it runs: a line on stdout and a JSON object in the run's log; and at its end."""
 
+import os
+import sys
 import time
 
-from runtime import process
+import reader
+from runtime import parallel, process
 from utility import UserError, duration
 
 
-class StepLog:
+class RunLog:
     """Counts steps, pictures and time since its last line.
 
     Args:
-        run: training.run.Run; signals: process.Signals, which hears of it where nobody reads the lines any more.
+        run: training.run.Run; settings: training.start.RunSettings.
+        signals: process.Signals, which hears of it where nobody reads the lines any more.
     """
 
-    def __init__(self, run, signals):
-        self.run, self.signals = run, signals
+    def __init__(self, run, settings, signals):
+        self.run, self.settings, self.signals = run, settings, signals
+        self.evaluation = 0.0  # seconds that the last one took
+        self.bar = None
         self.restart()
 
     def restart(self):
         self.start, self.steps, self.images, self.waited = time.time(), 0, 0, 0.0
+
+    def begin_epoch(self, progress):
+        """Shows the epoch's bar, on stderr where that is a terminal. `progress`: training.run.Progress."""
+        from tqdm import tqdm
+
+        hidden = True if self.settings.quiet or not parallel.is_first() else None
+        shown = {"desc": f"Pass {progress.epoch}", "total": progress.steps, "initial": progress.step, "unit": "batch"}
+        self.bar = tqdm(**shown, disable=hidden, leave=False, dynamic_ncols=True)
+        self.restart()
+
+    def end_epoch(self, epoch, train, bad):
+        """Closes the bar, and reports the bad pictures, [(index, reason)], of the Samples `train` in all processes."""
+        self.bar.close()
+        bad = sorted(picture for part in parallel.gather_objects(bad) for picture in part)
+        if bad and parallel.is_first():
+            reader.report_bad_images(train, bad)
+            self.run.log({"epoch": epoch, **reader.list_bad_images(train, bad)})
 
     def next_batch(self, batches):
         """The next of `batches`; the time that this waits is part of the line."""
@@ -33,15 +56,16 @@ class StepLog:
         """Counts a step with so many pictures."""
         self.images += images
         self.steps += 1
+        self.bar.update()
 
-    def write(self, progress, num_epochs, lr, figures, logits, label):
+    def write(self, progress, lr, figures, logits, label):
         """Prints and logs the step that is done, with the speed since the last such line.
 
         Args:
             progress: training.run.Progress, after the step.
             figures: of losses.objective; logits float [N, C], label int64 [N].
         """
-        epoch, step, steps = progress.epoch, progress.step - 1, progress.steps
+        epoch, step = progress.epoch, progress.step - 1
         record = {"epoch": epoch, "step": step, "lr": lr}
         record.update({name: figures[name].item() for name in ("loss_metric", "loss_cls")})
         record.update({f"acc{k}": accuracy(logits, label, k) for k in (1, 5)})
@@ -52,18 +76,35 @@ class StepLog:
             data_wait=self.waited / seconds,
             peak_memory=process.peak_memory(),
         )
-        left = ((num_epochs - epoch) * steps - step - 1) * record["sec"]
         self.run.log(record)
-        with self.signals.note_lost_output():
-            print(
-                f"Pass {epoch}, trainbatch {step}, lr {lr:.6g}, loss_metric {record['loss_metric']:.4f}, "
-                f"loss_cls {record['loss_cls']:.4f}, acc1 {record['acc1']:.4f}, acc5 {record['acc5']:.4f}, "
-                f"time {record['sec']:.2f} sec, {record['img_per_sec']:.1f} img/s, "
-                f"data wait {record['data_wait']:.1%}, "
-                f"memory {record['peak_memory'] / 2**30:.2f} GiB, left {duration(left)}",
-                flush=True,
-            )
+        line = (
+            f"Pass {epoch}, trainbatch {step}, lr {lr:.6g}, loss_metric {record['loss_metric']:.4f}, "
+            f"loss_cls {record['loss_cls']:.4f}, acc1 {record['acc1']:.4f}, acc5 {record['acc5']:.4f}, "
+            f"time {record['sec']:.2f} sec"
+        )
+        rest = (
+            f"{record['img_per_sec']:.1f} img/s, data wait {record['data_wait']:.1%}, "
+            f"memory {record['peak_memory'] / 2**30:.2f} GiB, left {duration(self.left(progress, record['sec']))}"
+        )
+        if not self.settings.quiet:
+            self.print(line, rest)
         self.restart()
+
+    def print(self, line, rest):
+        """Prints a line; on a terminal with a bar, the rest of it goes into the bar."""
+        in_bar = not self.bar.disable and sys.stdout.isatty()
+        if in_bar:
+            self.bar.set_postfix_str(rest, refresh=False)
+            self.bar.clear()
+        with self.signals.note_lost_output():
+            print(line if in_bar else f"{line}, {rest}", flush=True)
+        self.bar.refresh()
+
+    def left(self, progress, seconds):
+        """Seconds that the rest of the run may take, if steps take `seconds` and evaluations as long as the last."""
+        epochs = self.settings.num_epochs
+        steps = (epochs - progress.epoch) * progress.steps - progress.step
+        return steps * seconds + self.evaluation * sum(map(self.settings.is_due, range(progress.epoch, epochs)))
 
 
 def accuracy(logits, label, k):
@@ -72,3 +113,36 @@ def accuracy(logits, label, k):
 
     k = min(k, logits.shape[1])
     return paddle.metric.accuracy(logits.astype("float32"), label.unsqueeze(1), k=k).item()
+
+
+def summary(run, progress, val, seconds):
+    """What came out of a run, and the commands that use it, as text.
+
+    Args:
+        run: training.run.Run; progress: training.run.Progress, at its end.
+        val: reader.Samples, or None.
+        seconds: that this process has trained.
+    """
+    best = os.path.join(run.path, "best" if progress.best else "latest")
+    rows = [f"checkpoint    {best}", f"log           {os.path.join(run.path, 'train_log.jsonl')}"]
+    found = {record["epoch"]: record["eval"]["recall@1"] for record in run.read_log() or [] if "eval" in record}
+    names = {-1: "untrained", progress.epoch: f"last, pass {progress.epoch}"}
+    if progress.best:
+        names[progress.best["epoch"]] = f"best, pass {progress.best['epoch']}"
+    recalls = [f"    {name:16}{found[epoch]:6.1%}" for epoch, name in sorted(names.items()) if epoch in found]
+    if recalls:
+        rows[:0] = [f"recall@1 on {val.source}", *recalls, ""]
+    line = "-" * 72
+    return "\n".join(
+        [
+            line,
+            *rows,
+            f"time          {duration(seconds)}, to pass {progress.epoch}",
+            "",
+            "what to type next:",
+            f"    python eval.py --pretrained_model={best}",
+            f"    python infer.py --pretrained_model={best} --input <pictures> --feature_file=features.npz",
+            f"    python infer.py --pretrained_model={best} --export_dir=exported",
+            line,
+        ]
+    )

@@ -16,7 +16,7 @@ from models import Settings
 from runtime import parallel, process
 from training import parts as run_parts
 from training.run import LOG_FILE, Progress, Run
-from utility import UserError, boolean, check_values, number, plain
+from utility import UserError, boolean, check_values, note_idle, number, plain
 from weights import Weights
 from weights.checkpoint import (
     CONTENT,
@@ -25,6 +25,7 @@ from weights.checkpoint import (
     PART_FILES,
     checkpoint_name,
     described_name,
+    path_of_run,
     read_description,
     resolve,
 )  # fmt: skip
@@ -45,6 +46,7 @@ THIS_PROCESS = (
     "use_gpu",
     "num_workers",
     "max_pixels",
+    "quiet",
 )
 
 
@@ -64,6 +66,7 @@ class RunSettings:
     save_every: int = 0
     log_every: int = 10
     test_batch_size: int = 32
+    quiet: bool = False
 
     @property
     def evaluates(self):
@@ -142,9 +145,11 @@ def find_start(flags, typed, parser):
     if path == "latest":
         path = find_latest(folder, flags["model"])
         if not path:
-            raise UserError(f"{folder}: --checkpoint=latest, but there is no checkpoint to continue")
+            raise UserError(f"{folder}: --checkpoint=latest, but there is no checkpoint to continue{elsewhere(flags)}")
     if not path:
         return new_run({**flags, "checkpoint": ""}, typed)
+    if not os.path.isfile(os.path.join(resolve(path), DESCRIPTION)):
+        raise UserError(f"--checkpoint={path}: no checkpoint of train.py{elsewhere(flags)}")
     start = continue_run({**flags, "checkpoint": resolve(path)}, typed, parser)
     epochs, progress = start.flags["num_epochs"], read_progress(start.before)
     settings = RunSettings(epochs, eval_every=start.flags["eval_every"], patience=start.flags["patience"])
@@ -154,8 +159,8 @@ def find_start(flags, typed, parser):
         if progress.epoch + 1 < epochs:
             raise UserError(f"{start.checkpoint}: ended by --patience={settings.patience}: a larger one goes on")
         raise UserError(
-            f"{start.checkpoint}: has all of its {progress.epoch + 1} epochs: a larger --num_epochs than {epochs} "
-            "goes on"
+            f"{start.checkpoint}: has all of its {progress.epoch + 1} epochs: a larger --num_epochs than "
+            f"{max(epochs, progress.epoch + 1)} goes on"
         )
     return start
 
@@ -169,16 +174,26 @@ def find_latest(folder, model):
     return next(iter(found.values()), None)
 
 
+def elsewhere(flags):
+    """Where a checkpoint is, near what --checkpoint names or below --model_save_dir, as the end of a sentence."""
+    path, folder = flags["checkpoint"], flags["model_save_dir"]
+    names = (*LINKS, *((path,) if path else ()))
+    near = [os.path.join(path, link) for link in LINKS]
+    near += [os.path.dirname(os.path.normpath(path))]
+    for parent in (path, folder):
+        near += [os.path.join(parent, model, name) for model in sorted(models.MODELS) for name in names]
+    found = [other for other in near if other and os.path.isfile(os.path.join(resolve(other), DESCRIPTION))]
+    found.sort(key=lambda other: os.path.basename(path) != os.path.basename(other))  # stable: the name asked for first
+    return f"; {plain(found[0], 1000)} is one" if found else ""
+
+
 def read_progress(description):
     """The Progress of a checkpoint's description."""
     return Progress(**{field.name: description[field.name] for field in dataclasses.fields(Progress)})
 
 
 def new_run(flags, typed):
-    idle = losses.without_effect(flags, typed)
-    if idle and parallel.is_first():
-        print(f"note: without effect on {flags['loss_name']}: {', '.join(f'--{name}' for name in idle)}")
-    flags, found = losses.settle(flags), None
+    flags, found = losses.settle(report_idle(flags, typed)), None
     if flags["pretrained_model"]:
         found = weights.read_weights(
             flags["pretrained_model"], flags["model"] or models.DEFAULT_MODEL, flags["weights"]
@@ -189,6 +204,36 @@ def new_run(flags, typed):
         print("note: no --pretrained_model: training starts from random weights")
     seed = random.SystemRandom().randrange(2**31) if flags["seed"] is None else flags["seed"]
     return Start({**flags, **settled_flags(settings), "seed": seed}, settings, found)
+
+
+def report_idle(flags, typed):
+    """Says which of the typed flags have no effect on what a run does, or keep another from it; -> flags."""
+    if not parallel.is_first():
+        return flags
+    idle = losses.without_effect(flags, typed)
+    if idle:
+        print(f"note: without effect on {flags['loss_name']}: {', '.join(f'--{name}' for name in idle)}")
+    epochs, loss = flags["num_epochs"], losses.row(flags["loss_name"])
+    why = {
+        "lr_epochs": flags["lr_strategy"] != "piecewise_decay" and f"--lr_strategy={flags['lr_strategy']}",
+        "head_scale": not loss.head and flags["head"] != "cosine" and "the head is linear",
+        "label_smoothing": not loss.head and flags["alpha"] == 0 and "--alpha=0",
+        "dropout": not loss.head and flags["alpha"] == 0 and "--alpha=0",
+        "patience": flags["eval_every"] == 0 and "--eval_every=0",
+        "val_list": flags["eval_every"] == 0 and not flags["eval_at_start"] and "--eval_every=0",
+        "test_batch_size": flags["eval_every"] == 0 and not flags["eval_at_start"] and "--eval_every=0",
+        "batch_size": flags["train_batch_size"] != flags["batch_size"] and "--train_batch_size overrides it",
+        "weights": not flags["pretrained_model"] and "no --pretrained_model",
+        "allow_partial": not flags["pretrained_model"] and "no --pretrained_model",
+        "force": not flags["checkpoint"] and "no --checkpoint",
+        "memory_start_epoch": flags["memory_start_epoch"] >= epochs and f"after the last of {epochs} epochs",
+    }
+    note_idle({name: reason for name, reason in why.items() if reason and name not in idle}, typed)
+    if flags["warmup_epochs"] >= epochs:
+        print(f"note: the rate never comes to --lr: --warmup_epochs={flags['warmup_epochs']:g} of {epochs} epochs")
+    if flags["warmup_head_epochs"] >= epochs:
+        print(f"note: the backbone never trains: --warmup_head_epochs={flags['warmup_head_epochs']} of {epochs} epochs")
+    return flags
 
 
 def settled_flags(settings):
@@ -217,6 +262,9 @@ def continue_run(flags, typed, parser):
         taken -= {*losses.FLAGS, "alpha", "loss_lr_scale", "head_lr_scale"}  # each loss has its own
     # None stands for a default that has been settled by now.
     taken_over = {name: before[name] for name in taken if before[name] is not None or flags[name] is None}
+    for name in ("train_list", "val_list", "data_dir"):
+        if isinstance(taken_over.get(name), str):
+            taken_over[name] = path_of_run(taken_over[name], path, state)
     flags = {**flags, **taken_over, **settled_flags(settings)}
     settings = settings.with_classes(flags["class_dim"] or 0)
     if "model_save_dir" not in typed:

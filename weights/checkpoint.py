@@ -134,6 +134,10 @@ def _are_labels(value):
     return in_range and all(one < other for one, other in zip(value, value[1:]))
 
 
+def _are_names(value):
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
 def _is_best(value):
     if not isinstance(value, dict):
         return value is None
@@ -165,14 +169,18 @@ _RIGHT = {
     "val_list": lambda value: value is None or isinstance(value, str),
     "log_bytes": lambda value: value is None or _is_count(value, 2**63 - 1),
     "sums": _is_plain,
+    "folder": lambda value: isinstance(value, str),
+    "class_names": lambda value: value is None or _are_names(value),
 }
 
 
 def _check_together(description, file_name):
     """Raises a UserError where values of a description contradict each other, or settings are none that flags have."""
+    labels = description.get("labels", ())
     contradictions = {
         "step": (description["step"] or 0) > description.get("steps", math.inf),
         "trained_labels": not set(description.get("trained_labels", ())) <= set(description.get("labels", ())),
+        "class_names": len(description.get("class_names") or labels) != len(labels),
     }
     for key, wrong in contradictions.items():
         if wrong:
@@ -259,3 +267,26 @@ def resolve(path):
         name = read_link(os.path.join(run_dir, link))
         return os.path.join(run_dir, name) if name else path
     return path
+
+
+# ---------------------------------------------------------------- what the run was told
+
+
+def path_of_run(value, checkpoint, description):
+    """A path among a run's flags as it is reached from here.
+
+    A relative one counts from the folder that the run was started in. Where it is not there from here, that folder is
+    the one that the run lies below (all may have been moved together), or the one that the description names.
+
+    Args:
+        value: the flag's; description: of the checkpoint in the folder `checkpoint`.
+    """
+    if os.path.isabs(value) or os.path.exists(value):
+        return value
+    started = [description["folder"]] if "folder" in description else []
+    save_dir, run_dir = description["args"].get("model_save_dir"), os.path.dirname(os.path.realpath(checkpoint))
+    if isinstance(save_dir, str) and not os.path.isabs(save_dir):
+        below = os.path.join(os.sep, os.path.normpath(save_dir), description["settings"]["model"])
+        started[:0] = [run_dir[: -len(below)] or os.sep] * run_dir.endswith(below)
+    there = (os.path.join(folder, value) for folder in started)
+    return next((path for path in there if os.path.exists(path)), value)
