@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Measures a network on a labelled list: recall@k, MAP@R and R-precision over the whole list, and, where the list's
 classes are ones that the softmax head knows, its loss and top-1/top-5 accuracy.
 

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Runs a network on any images: prints the best class of each, and writes their features.
 
     python infer.py --pretrained_model=output/ResNet50/best --input photos/ \\

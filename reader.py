@@ -93,7 +93,7 @@ def read_list(path, data_dir=None, need_labels=True):
         rows, labels = [name for name, _ in fields], np.array([label for _, label in fields], np.int64)
     rows, how = spelling.respell(rows, folder)
     if how and parallel.is_first():
-        print(f"note: {plain(path, 1000)}: paths are read {how}", file=sys.stderr)
+        print(f"note: {plain(path, 1000)}: paths are read {how}")
     return Samples([os.path.join(folder, row) for row in rows], labels, path, lines)
 
 

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Trains an embedding network on the classes of one list and measures recall@k on the unseen classes of another.
 
 On a GPU where there is one:

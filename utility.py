@@ -43,11 +43,13 @@ class _Parser(argparse.ArgumentParser):
 
     def _unknown(self, text):
         if not text.startswith("-"):
-            return f"{text!r} is no flag and no flag's value: flags are written --flag=value"
+            return f"unrecognized arguments: {text}: flags are written --flag=value"
         name = text.lstrip("-").partition("=")[0].replace("-", "_").lower()
         known = {action.dest: action.option_strings[0] for action in self._actions}
         close = [ALIASES.get(name), *difflib.get_close_matches(name, known, n=1, cutoff=0.7)]
-        return f"there is no flag {text}" + _did_you_mean(next((known[dest] for dest in close if dest in known), None))
+        return f"unrecognized arguments: {text}" + _did_you_mean(
+            next((known[dest] for dest in close if dest in known), None)
+        )
 
     def _check_value(self, action, value):
         if action.choices is None or value in action.choices:
@@ -126,7 +128,7 @@ def parse_typed(parser):
     for action, default in zip(parser._actions, defaults):
         action.default = default
     for flag, values in _repeated(sys.argv[1:]).items():
-        print(f"note: {flag} is given {len(values)} times: the last, {plain(values[-1])}, counts", file=sys.stderr)
+        print(f"note: {flag} is given {len(values)} times: the last, {plain(values[-1])}, counts")
     return args, typed
 
 
@@ -242,14 +244,14 @@ def print_arguments(flags, parser, where="--help has them"):
 
 
 def note_idle(idle, typed):
-    """Says on stderr which of the typed flags have no effect in this run.
+    """Says which of the typed flags have no effect in this run.
 
     Args:
         idle: {name: why}, of any flags; typed: the names of those that were typed.
     """
     found = [f"--{name} ({why})" for name, why in idle.items() if name in typed]
     if found:
-        print(f"note: without effect here: {', '.join(found)}", file=sys.stderr)
+        print(f"note: without effect here: {', '.join(found)}")
 
 
 def fill(record, args, **values):

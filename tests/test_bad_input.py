@@ -155,9 +155,11 @@ def test_output_that_cannot_be_written(birds, trained, tmp_path):
 
 
 def test_gpu_asked_for_and_none_there(birds, trained):
-    result = run("eval.py", *birds.lists, f"--pretrained_model={trained}/ResNet8/best", CUDA_VISIBLE_DEVICES="")
-    notes = [line for line in result.stderr.splitlines() if line.startswith("note: --use_gpu=True, but ")]
-    assert len(notes) == 1 and "running on the CPU" in notes[0]
+    flags = [*birds.lists, f"--pretrained_model={trained}/ResNet8/best"]
+    for more, count in (["--use_gpu=True"], 1), ([], 0):  # a CPU build: nobody asked for a GPU
+        result = run("eval.py", *flags, *more, CUDA_VISIBLE_DEVICES="")
+        notes = [line for line in result.stderr.splitlines() if line.startswith("note: --use_gpu=True, but ")]
+        assert len(notes) == count and all("running on the CPU" in note for note in notes)
 
 
 def test_diverging_loss_stops_with_the_step_and_the_last_good_checkpoint(birds, tmp_path):

@@ -34,12 +34,12 @@ def test_backslashes_are_read_and_said_once(folder, capsys):
     assert names(samples, folder) == ["birds/1.jpg", "birds/2.jpg", "birds/1.jpg", "birds/none.jpg"]
     assert samples.labels.tolist() == [0, 1, 0, 0]
     said = f"note: {folder}/list.txt: paths are read with slashes for backslashes\n"
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().out == said
     assert names(listed(folder, "birds\\1.jpg\n", need_labels=False), folder) == ["birds/1.jpg"]
     capsys.readouterr()
     (folder / "birds\\1.jpg").write_bytes(b"")  # a name that has one
     assert names(listed(folder, "birds\\1.jpg 0\n"), folder) == ["birds\\1.jpg"]
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("encoding", ["gb18030", "shift_jis", "big5"])
@@ -48,10 +48,10 @@ def test_lists_in_other_encodings(folder, capsys, encoding):
     (folder / "表鳥" / "1.jpg").write_bytes(b"")
     samples = listed(folder, "表鳥\\1.jpg 7\r\nbirds\\2.jpg 8\r\n".encode(encoding))
     assert names(samples, folder) == ["表鳥/1.jpg", "birds/2.jpg"] and samples.labels.tolist() == [7, 8]
-    assert f"paths are read in {encoding} and with slashes for backslashes" in capsys.readouterr().err
+    assert f"paths are read in {encoding} and with slashes for backslashes" in capsys.readouterr().out
     samples = listed(folder, "表鳥/1.jpg 7\nbirds/2.jpg 8\n".encode(encoding))
     assert names(samples, folder) == ["表鳥/1.jpg", "birds/2.jpg"]
-    assert f"paths are read in {encoding}\n" in capsys.readouterr().err
+    assert f"paths are read in {encoding}\n" in capsys.readouterr().out
 
 
 def test_names_in_another_encoding_on_the_disk(folder, capsys):
@@ -60,7 +60,7 @@ def test_names_in_another_encoding_on_the_disk(folder, capsys):
     with open(os.path.join(os.fsencode(folder), name), "wb"):
         pass
     lists.check_files(listed(folder, name + b" 1\n"))
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""
     assert "the disk has it in gb18030, not in UTF-8" in missing(folder, "鸟.jpg 1\n")
 
 

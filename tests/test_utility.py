@@ -1,6 +1,9 @@
 """The types of flags, the parser and small words."""
 
 import argparse
+import importlib
+import re
+import sys
 
 import pytest
 
@@ -56,11 +59,80 @@ def test_parser():
         assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_unknown_flags_and_values_say_what_was_meant():
+    import eval
+    import infer
+    import train
+
+    for script, flags, meant in (
+        (train, "--epochs=5", "--num_epochs"),
+        (train, "--num-epochs=5", "--num_epochs"),
+        (train, "--num_epoch 5", "--num_epochs"),
+        (train, "--learning-rate=1", "--lr"),
+        (train, "--loss=eml", "--loss_name"),
+        (train, "--loss_name=triplet", "tripletloss"),
+        (train, "--loss_name=Triplet-Loss", "tripletloss"),
+        (train, "--model=resnet50", "ResNet50"),
+        (train, "--model=se_resnext50", "SE_ResNeXt50_32x4d"),
+        (train, "--pooling=average", "avg"),
+        (train, "--optimizer=AdamW", "adamw"),
+        (eval, "--topk=1", "--recall_at"),
+        (eval, "--gallery=x", "--gallery_list"),
+        (infer, "--features=x.npz", "--feature_file"),
+        (infer, "--epochs=5", None),  # it has no such flag
+        (train, "--loss_name=xyzzy", None),
+        (train, "5", None),
+    ):
+        with pytest.raises(UserError) as error:
+            script.build_parser().parse_args(flags.split())
+        message = str(error.value)
+        assert (f"; did you mean {meant}? (see " in message) == (meant is not None), message
+        assert "did you mean" not in message or meant
+
+
+@pytest.mark.parametrize("script", ["train", "eval", "infer"])
+def test_help_fits_a_terminal_and_begins_with_what_matters(script, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    parser = importlib.import_module(script).build_parser()
+    lines = parser.format_help().splitlines()
+    assert max(map(len, lines)) < 80
+    headings = [line[:-1] for line in lines if re.fullmatch(r"[a-z].*:", line)]
+    own = {"train": "run", "eval": "evaluation", "infer": "inference"}[script]
+    assert headings[:3] == ["start here", "options", own] and "data" in headings[3:]
+    flags = [re.match(r"  (--\w+)", line)[1] for line in lines if line.startswith("  --")]
+    assert sorted(flags) == sorted(a.option_strings[0] for a in parser._actions if a.dest != "help")
+    first = lines.index("options:")
+    assert 5 <= sum(line.startswith("  --") for line in lines[:first]) <= 10 or script == "infer"
+
+
+def test_flags_that_are_given_twice(monkeypatch, capsys):
+    parser = utility.make_parser("")
+    for flag in ("--lr", "--name"):
+        parser.add_argument(flag)
+    parser.add_argument("--input", nargs="+")
+    for words, said in (
+        ("--lr=1 --lr=1 --name=2", ""),
+        ("--lr=1 --name=--lr --lr 2", "note: --lr is given 2 times: the last, 2, counts\n"),
+        ("--input a b --lr=1 --input a b c", "note: --input is given 2 times: the last, a b c, counts\n"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["x", *words.split()])
+        args, typed = utility.parse_typed(parser)
+        assert capsys.readouterr().out == said and "lr" in typed
+    assert args.input == ["a", "b", "c"]
+
+
 def test_print_arguments(capsys):
-    utility.print_arguments({"model": "ResNet50", "lr": 0.1})
+    parser = utility.make_parser("")
+    for flag in ("--lr", "--model", "--pooling", "--alpha"):
+        parser.add_argument(flag, default="x")
+    flags = {"model": "ResNet50", "lr": 0.1, "pooling": "x", "alpha": "x", "quiet": False, "made": [1, 2]}
+    utility.print_arguments(flags, parser, "the log has them")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "-----------  Configuration Arguments -----------"
-    assert lines[1:3] == ["lr: 0.1", "model: ResNet50"] and lines[3] == "-" * 48
+    assert lines[0] == "-----------  Configuration Arguments -----------" and lines[-1] == "-" * 48
+    assert lines[1:-2] == ["lr: 0.1", "made: [1, 2]", "model: ResNet50", "quiet: False"]
+    assert lines[-2] == "and 2 others at their defaults: the log has them"
+    utility.print_arguments({**flags, "quiet": True}, parser)
+    assert capsys.readouterr().out == ""
 
 
 def test_duration():

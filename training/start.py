@@ -149,7 +149,7 @@ def find_start(flags, typed, parser):
     if not path:
         return new_run({**flags, "checkpoint": ""}, typed)
     if not os.path.isfile(os.path.join(resolve(path), DESCRIPTION)):
-        raise UserError(f"--checkpoint={path}: no checkpoint of train.py{elsewhere(flags)}")
+        raise UserError(f"--checkpoint={path}: not a checkpoint directory of train.py{elsewhere(flags)}")
     start = continue_run({**flags, "checkpoint": resolve(path)}, typed, parser)
     epochs, progress = start.flags["num_epochs"], read_progress(start.before)
     settings = RunSettings(epochs, eval_every=start.flags["eval_every"], patience=start.flags["patience"])
