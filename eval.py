@@ -85,7 +85,7 @@ def main():
     else:
         result.update(metrics.retrieval_metrics(found.features, query.labels[found.index], args.recall_at))
     result["seconds"] = round(time.time() - start, 2)
-    how = refine.in_words(refinement, whitening)
+    how = opened.refined or refine.in_words(refinement, whitening)
     result.update(dimension=found.features.shape[1], **({"refined": how} if how else {}))
     for name, value in result.items():
         figure = f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"

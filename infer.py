@@ -12,7 +12,6 @@ writes a model for Paddle Inference that takes pictures and returns embeddings, 
 
 import dataclasses
 import os
-import zipfile
 
 import numpy as np
 
@@ -21,7 +20,7 @@ import models
 import reader
 import utility
 import weights
-from retrieval import engine, export, extraction, refine
+from retrieval import engine, export, exported_run, extraction, refine
 from runtime import parallel, process
 from utility import UserError, boolean, number, plain
 
@@ -60,7 +59,7 @@ def main():
     if args.feature_file:
         if not args.feature_file.endswith(".npz"):
             raise UserError(f"--feature_file={args.feature_file}: must end in .npz")
-        files.check_output(args.feature_file, is_feature_file, "a feature file of infer.py")
+        files.check_output(args.feature_file, exported_run.is_feature_file, "a feature file of infer.py")
     if samples and args.on_bad_image == "fail":
         reader.check_files(samples)
     refinement = utility.fill(refine.Refinement, args)
@@ -102,15 +101,6 @@ def write_features(path, samples, found):
         np.savez(file, **arrays)
     count, size = found.features.shape
     print(f"wrote {count} features of size {size} to {path}")
-
-
-def is_feature_file(path):
-    """Whether a file is one that --feature_file has written before."""
-    try:
-        with np.load(path) as file:
-            return {"features", "paths"} <= set(file.files) <= {"features", "paths", "labels"}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError):
-        return False
 
 
 def find_samples(inputs, data_dir):
