@@ -3,8 +3,9 @@ classes are ones that the softmax head knows, its loss and top-1/top-5 accuracy.
 
     python eval.py --pretrained_model=output/ResNet50/best
 
-The network is rebuilt from the checkpoint. Every image is a query against all others; with --gallery_list against the
-images of that list. Similarity is the cosine of the embeddings.
+The network is rebuilt from the checkpoint; a folder of infer.py --export_dir is measured as it is. Every image is a
+query against all others; with --gallery_list against the images of that list. Similarity is the cosine of the
+embeddings.
 """
 
 import dataclasses

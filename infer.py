@@ -7,7 +7,8 @@ with labels, `labels` int64 [N], all in the order of the input.
 
     python infer.py --pretrained_model=output/ResNet50/best --export_dir=exported
 
-writes a model for Paddle Inference that takes pictures and returns embeddings, without any of these scripts.
+writes a model for Paddle Inference that takes pictures and returns embeddings, without any of these scripts, and run.py
+that runs it on files. --pretrained_model takes this folder, too.
 """
 
 import dataclasses
@@ -77,7 +78,7 @@ def main():
     if args.export_dir and parallel.is_first():
         whole = refine.refined(opened.network, refinement, whitening)
         how = refine.in_words(refinement, whitening)
-        export.export(whole, opened.settings, args.export_dir, opened.trained_labels, how)
+        export.export(whole, opened.settings, args.export_dir, opened.trained_labels, how, opened.chosen_on)
         print(f"wrote the model to {args.export_dir}: README.md there says how to run it")
     if not samples:
         return

@@ -98,7 +98,7 @@ def _changed_scripts(folder, description):
     return [name for name in there if description["sums"][name] != exported_run.sha256(os.path.join(folder, name))]
 
 
-def export(network, settings, folder, labels=None, refined=""):
+def export(network, settings, folder, labels=None, refined="", chosen_on=None):
     """Writes a model that needs nothing of this project, all of it or nothing; one that was there is replaced.
 
     Args:
@@ -106,6 +106,7 @@ def export(network, settings, folder, labels=None, refined=""):
         settings: its models.Settings.
         labels: the labels of the classes it was trained on, or None.
         refined: in words, what it does beyond the network; "" for nothing.
+        chosen_on: see extraction.list_that_chose.
 
     Raises: UserError where it can't be traced or written, or where its outputs are not the network's.
     """
@@ -117,7 +118,7 @@ def export(network, settings, folder, labels=None, refined=""):
                 engine.trace(network, temporary, settings.image_shape, normalise=True)
                 run = engine.load(temporary, "float32")
                 engine.check(run, _normalised(network), settings.image_shape, "float32")
-            _describe(temporary, run, settings, labels, refined)
+            _describe(temporary, run, settings, labels, refined, chosen_on)
             if os.path.isdir(folder):
                 check_export_folder(folder)  # again: minutes may have passed
             files.replace_folder(temporary, folder)
@@ -128,7 +129,7 @@ def export(network, settings, folder, labels=None, refined=""):
         raise UserError(f"--export_dir={folder}: nothing written: {gpu.first_line(error)}") from None
 
 
-def _describe(folder, run, settings, labels, refined):
+def _describe(folder, run, settings, labels, refined, chosen_on):
     """Writes scripts, README.md and description.json beside an exported model, `run` being the function over it."""
     import paddle
 
@@ -158,6 +159,7 @@ def _describe(folder, run, settings, labels, refined):
             "normalisation": "L2",
         },
         "trained_labels": None if labels is None else [int(label) for label in labels],
+        "chosen_on": chosen_on,
         "paddle": paddle.__version__,
         "sums": {name: exported_run.sha256(os.path.join(folder, name)) for name in sorted(os.listdir(folder))},
     }

@@ -58,12 +58,14 @@ def main():
     warnings.filterwarnings("ignore", module="PIL")  # on odd EXIF data, palettes, and sizes that are still accepted
     folder = os.path.dirname(os.path.abspath(__file__))
     description = read_description(folder)
-    embed = open_model(folder, description)
-    features, paths, bad = [], [], []
+    embed, features, paths, bad = None, [], [], []
     for start in range(0, len(args.pictures), args.batch_size):
         names = args.pictures[start : start + args.batch_size]
         good, images = read_pictures(names, description, args.max_pixels, bad if args.on_bad_image == "skip" else None)
-        embedding = embed(images) if good else []
+        if not good:
+            continue
+        embed = embed or open_model(folder, description)  # not before a mistake in the first pictures is said
+        embedding = embed(images)
         if not args.output:
             for name, row in zip(good, embedding):
                 print(plain(name, 1000), " ".join(f"{value:.8g}" for value in row), sep="\t")
@@ -154,11 +156,12 @@ def _is_input(value):
     return value[0] == "N" and value[3] == 3 and all(_is_count(side, MOST_SIDE) for side in value[1:3])
 
 
-# What the values of a description must be, nested names with a dot between them. Older exports have no sums.
+# What the values of a description must be, nested names with a dot between them. Older exports lack some.
 _RIGHT = {
     "model": _is_text,
     "pooling": _is_text,
     "refined": lambda value: value is None or _is_text(value),
+    "chosen_on": lambda value: value is None or _is_text(value),
     "paddle": _is_text,
     "files": lambda value: isinstance(value, list) and value in [[program, PARAMETERS] for program in PROGRAMS],
     "input.shape": _is_input,
@@ -193,7 +196,12 @@ def open_model(folder, description):
     for path in paths:
         _check_file(path, description)
     size = description["output"]["shape"][1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on a compiler's cache that nobody needs here
+        from paddle import inference
     try:
+        if description["files"][0] == PROGRAMS[0] and not hasattr(inference.Config, "enable_new_ir"):
+            raise RuntimeError("it needs version 3")  # of which 2.6 would die
         run = make_function(make_config(*paths, _threads()))
     except Exception as error:  # Paddle's have many types
         raise _failed(folder, description, error) from None
@@ -231,7 +239,7 @@ def _failed(folder, description, error):
     telling = [line for line in lines if "Error: " in line]  # Paddle's begin with a stack
     why = plain((telling or lines or [type(error).__name__])[0], 200)
     written = plain(description["paddle"], 50)
-    return UserError(f"{folder}: written by paddlepaddle {written}, cannot be run by {paddle.__version__}: {why}")
+    return UserError(f"{folder}: paddlepaddle {paddle.__version__} cannot run it (written by {written}): {why}")
 
 
 def _threads():
@@ -249,7 +257,7 @@ def make_config(program, parameters, threads):
     config.disable_glog_info()
     config.disable_gpu()
     config.enable_mkldnn()
-    if hasattr(config, "enable_new_ir"):  # 3.x: without both, the memory optimisation fails
+    if program.endswith(".json"):  # of 3.x: without both, the memory optimisation fails; a .pdmodel fails with them
         config.enable_new_ir(True)
         config.enable_new_executor(True)
     config.enable_memory_optim()

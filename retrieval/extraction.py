@@ -106,7 +106,9 @@ def _open_exported(asked, folder):
     what = plain(description["model"], 50) + (f" ({refined})" if refined else "")
     print(f"opened the exported model in {plain(folder, 1000)}: {what}")
     settings = Settings(**{**dict.fromkeys(models.SETTLED), **known}, class_dim=0)
-    return Opened(lambda pictures: (embed(pictures), None), settings, folder, None, None, None, refined)
+    return Opened(
+        lambda pictures: (embed(pictures), None), settings, folder, None, None, description.get("chosen_on"), refined
+    )
 
 
 def list_that_chose(state):
