@@ -24,9 +24,10 @@ _SCRIPTS = {
 _README = """# {model}: pictures -> embedding
 
 Written by infer.py --export_dir: a model of Paddle Inference, `{program}` and `{parameters}`, by paddlepaddle {paddle}.
-With Python 3.9 or later, `pip install paddlepaddle=={paddle} numpy opencv-python-headless pillow` and this folder:
+Its script needs this folder, Python 3.9 or later, and
 
 ```
+pip install paddlepaddle=={paddle} pillow {packages}
 python run.py a.jpg b.png                            # a line a picture: its path, a tab, and {size} numbers
 python run.py a.jpg b.png --output=embeddings.npz    # features float32 [N, {size}], and paths
 ```
@@ -57,6 +58,12 @@ For ONNX Runtime, with paddle2onnx:
 paddle2onnx --model_dir . --model_filename {program} --params_filename {parameters} --save_file model.onnx
 ```
 """
+
+# What goes with paddlepaddle 2.x and later, as in requirements-2.6.txt and requirements.txt.
+_PACKAGES = {
+    "model.pdmodel": 'setuptools "numpy<2" opencv-python-headless==4.11.0.86',
+    "model.json": 'numpy "opencv-python-headless>=4.11"',
+}
 
 _TRANSFORMS = {
     "center_crop": "the short side resized to 256/224 of the crop's, then the centre of {width} x {height} cut out",
@@ -165,7 +172,7 @@ def _describe(folder, run, settings, labels, refined, chosen_on):
     }
     readme = _README.format(
         model=settings.model, paddle=paddle.__version__, program=program, parameters=exported_run.PARAMETERS,
-        height=height, width=width,
+        height=height, width=width, packages=_PACKAGES[program],
         input=run.names[0], output=run.names[1], size=embedding.shape[1], transform=transform,
         refined=f" ({refined}, which is in the model)" if refined else "",
     )  # fmt: skip

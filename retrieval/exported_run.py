@@ -3,8 +3,9 @@
     python run.py a.jpg b.png                            a line a picture: its path, a tab, and the numbers
     python run.py a.jpg b.png --output=embeddings.npz    features float32 [N, D] and paths [N]
 
-It needs numpy, opencv-python-headless, pillow and paddlepaddle, and the .py files that came with it. Here it is run.py;
-in the project it is retrieval/exported_run.py, with which eval.py and infer.py open an exported folder, too.
+It needs numpy, opencv-python-headless (4.11 or later), pillow and paddlepaddle, and the .py files that came with it. In
+an exported folder it is run.py; in the project it is retrieval/exported_run.py, with which eval.py and infer.py open
+such a folder, too.
 """
 
 import os

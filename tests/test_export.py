@@ -44,6 +44,10 @@ def test_an_exported_model_runs_on_its_own(weights_file, features, birds, tmp_pa
     description = json.loads((folder / "description.json").read_text())
     assert sorted(os.listdir(folder)) == sorted([*description["files"], "README.md", "description.json", *SCRIPTS])
     assert os.listdir(folder.parent) == ["exported"]
+    requirements = "requirements-2.6.txt" if description["paddle"].startswith("2.6") else "requirements.txt"
+    with open(os.path.join(ROOT, requirements)) as file:
+        (opencv,) = re.findall(r"^opencv\S+", file.read(), re.MULTILINE)
+    assert opencv in (folder / "README.md").read_text()
     assert description["input"]["shape"] == ["N", 32, 32, 3] and description["output"]["shape"] == ["N", 64]
     assert description["transform"]["name"] == "resize" and description["model"] == "ResNet8"
 
@@ -70,7 +74,11 @@ def test_an_export_is_whole_or_nothing(network, tmp_path, no_trace, capfd):
     target = tmp_path / "e"
     target.mkdir()  # an empty folder is taken
     export.check_export_folder(str(target))
-    export.export(network, settings, str(target), np.array([3, 5]))
+    export.export(network, settings, str(target), np.array([3, 5]), "whitened", "of a list")
+    asked = dict.fromkeys(("model", "pooling", "image_shape", "test_transform"))
+    opened = extraction.open_network(asked, str(target))
+    assert opened.chosen_on == "of a list" and opened.refined == "whitened" and opened.settings.image_shape == SHAPE
+    assert "exported model in" in capfd.readouterr().out
     assert json.loads((target / "description.json").read_text())["trained_labels"] == [3, 5]
     before = {name: (target / name).read_bytes() for name in os.listdir(target)}
     no_trace()
