@@ -4,8 +4,9 @@ classes are ones that the softmax head knows, its loss and top-1/top-5 accuracy.
 
     python eval.py --pretrained_model=output/ResNet50/best
 
-The network is rebuilt from the checkpoint. Every image is a query against all others; with --gallery_list against the
-images of that list. Similarity is the cosine of the embeddings.
+The network is rebuilt from the checkpoint; a folder of infer.py --export_dir is measured as it is. Every image is a
+query against all others; with --gallery_list against the images of that list. Similarity is the cosine of the
+embeddings.
 """
 
 from runtime import packages
@@ -96,7 +97,7 @@ def main():
         result.update(gallery_metrics(query, found, gallery, found_gallery, args.recall_at, args.exclude_self))
     else:
         result.update(metrics.retrieval_metrics(found.features, query_labels, args.recall_at))
-    how = refine.in_words(refinement, whitening)
+    how = opened.refined or refine.in_words(refinement, whitening)
     result.update(seconds=round(time.time() - start, 2), dimension=found.features.shape[1])
     result.update({"refined": how} if how else {})
     print_figures(result, how, metrics.remarks(found.features, query_labels, result, gallery_labels))

@@ -10,6 +10,7 @@ proved stays, and is named. A link is never followed to what is deleted, cut or 
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -49,6 +50,15 @@ def open_file(path, most=None):
             raise OSError(errno.EFBIG, f"{status.st_size} bytes, more than the {most} that are read", path)
         stack.pop_all()
         return open(descriptor, "rb")
+
+
+def sha256(path):
+    """The SHA-256 of a file, in hexadecimal. Raises: OSError."""
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_json(path):

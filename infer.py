@@ -11,7 +11,8 @@ path, label, f0, f1 ...
     python infer.py --pretrained_model=output/ResNet50/best \\
         --export_dir=exported
 
-writes a model for Paddle Inference that takes pictures and returns embeddings, without any of these scripts.
+writes a model for Paddle Inference that takes pictures and returns embeddings, without any of these scripts, and run.py
+that runs it on files. --pretrained_model takes this folder, too.
 """
 
 from runtime import packages
@@ -21,7 +22,6 @@ packages.check()
 import csv
 import dataclasses
 import os
-import zipfile
 
 import numpy as np
 
@@ -31,7 +31,7 @@ import models
 import reader
 import utility
 import weights
-from retrieval import engine, export, extraction, refine
+from retrieval import engine, export, exported_run, extraction, refine
 from runtime import parallel, process
 from utility import UserError, boolean, number, plain
 
@@ -87,7 +87,7 @@ def main():
     if args.export_dir and parallel.is_first():
         whole = refine.refined(opened.network, refinement, whitening)
         how = refine.in_words(refinement, whitening)
-        export.export(whole, opened.settings, args.export_dir, opened.trained_labels, how)
+        export.export(whole, opened.settings, args.export_dir, opened.trained_labels, how, opened.chosen_on)
         print(f"wrote the model to {args.export_dir}: README.md there says how to run it")
     if not samples:
         return
@@ -152,9 +152,8 @@ def is_feature_file(path):
         if path.endswith(".csv"):
             with files.open_file(path) as file:
                 return file.readline(100).startswith((b"path,label,f0,", b"path,f0,"))
-        with np.load(path) as file:
-            return {"features", "paths"} <= set(file.files) <= {"features", "paths", "labels"}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError):
+        return exported_run.is_feature_file(path)
+    except OSError:
         return False
 
 

@@ -41,7 +41,7 @@ import time
 import numpy as np
 
 import files
-from retrieval import extraction
+from retrieval import exported_run, extraction
 from runtime import gpu, parallel, process
 from utility import UserError
 from weights.imagenet import cache_folder
@@ -93,12 +93,17 @@ def prepare(network, options, image_shape, pictures, weights_file=""):
     """What is to run `network` over `pictures` pictures: itself, or a function as of `compile_network`, under watch.
 
     Args:
+        network: an EmbeddingNet, or what refine.refined made of one; a function, as over an exported model, stays.
         options: EngineOptions.
         image_shape: [3, H, W].
         weights_file: where its weights are from; "" for random ones, of which nothing is kept.
 
     Raises: UserError where flags contradict each other. So does the function, see `_watched`.
     """
+    import paddle
+
+    if not isinstance(network, paddle.nn.Layer):
+        return network
     precision = options.precision
     if precision == "bf16" and options.engine == "eager":
         raise UserError("--precision=bf16 is the inference engine's: leave out --engine=eager")
@@ -247,36 +252,19 @@ def _tried(folder, network, image_shape, precision):
 
 def load(folder, precision):
     """The function over a model that `trace` has written; see compile_network."""
-    from paddle import inference
-
-    config = inference.Config(program_file(folder), _parameter_file(folder))
-    config.disable_glog_info()
-    config.disable_gpu()
-    config.enable_mkldnn()
+    threads = _threads()
+    config = exported_run.make_config(program_file(folder), _parameter_file(folder), threads)
     if not config.mkldnn_enabled():
         raise RuntimeError("this paddlepaddle has no oneDNN")
     if precision == "bf16":
         config.enable_mkldnn_bfloat16()
-    if hasattr(config, "enable_new_ir"):  # 3.x: without both, the memory optimisation fails
-        config.enable_new_ir(True)
-        config.enable_new_executor(True)
-    config.enable_memory_optim()
-    threads = _threads()
-    config.set_cpu_math_library_num_threads(threads)
-    predictor = inference.create_predictor(config)
-    image = predictor.get_input_handle(predictor.get_input_names()[0])
-    outputs = [predictor.get_output_handle(name) for name in predictor.get_output_names()]
+    model = exported_run.make_function(config)
 
     def run(pictures):
-        pictures = np.ascontiguousarray(pictures)
-        image.reshape(pictures.shape)
-        image.copy_from_cpu(pictures)
-        predictor.run()
-        embedding, *logits = (output.copy_to_cpu() for output in outputs)
+        embedding, *logits = model(pictures)
         return embedding, logits[0] if logits else None
 
-    run.threads = threads
-    run.names = predictor.get_input_names() + predictor.get_output_names()
+    run.threads, run.names = threads, model.names
     return run
 
 

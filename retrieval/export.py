@@ -1,22 +1,38 @@
-"""A network as a model of Paddle Inference, which needs nothing of this project."""
+"""A network as a model of Paddle Inference, with a script that runs it, which need nothing of this project."""
 
 import contextlib
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 
 import files
-from retrieval import engine
+from retrieval import engine, exported_run
+from retrieval.exported_run import DESCRIPTION
 from runtime import gpu, process
 from utility import UserError
 
-DESCRIPTION = "description.json"
+# The script that runs an exported model, and what it imports of ours, by their names beside it: copies, byte for byte.
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_SCRIPTS = {
+    "run.py": exported_run.__file__,
+    **{name: os.path.join(_ROOT, name) for name in ("transforms.py", "jpeg.py", "files.py", "utility.py")},
+}
 
 _README = """# {model}: pictures -> embedding
 
 Written by infer.py --export_dir: a model of Paddle Inference, `{program}` and `{parameters}`, by paddlepaddle {paddle}.
+Its script needs this folder, Python 3.9 or later, and
+
+```
+pip install paddlepaddle=={paddle} pillow {packages}
+python run.py a.jpg b.png                            # a line a picture: its path, a tab, and {size} numbers
+python run.py a.jpg b.png --output=embeddings.npz    # features float32 [N, {size}], and paths
+```
+
+For programs of your own, without the .py files:
 
 Input `{input}`: uint8 [N, {height}, {width}, 3], any N, RGB, rows from the top. Mean and deviation are in the model.
 Pictures are to be prepared as in training: {transform}.
@@ -43,6 +59,12 @@ paddle2onnx --model_dir . --model_filename {program} --params_filename {paramete
 ```
 """
 
+# What goes with paddlepaddle 2.x and later, as in requirements-2.6.txt and requirements.txt.
+_PACKAGES = {
+    "model.pdmodel": 'setuptools "numpy<2" opencv-python-headless==4.11.0.86',
+    "model.json": 'numpy "opencv-python-headless>=4.11"',
+}
+
 _TRANSFORMS = {
     "center_crop": "the short side resized to 256/224 of the crop's, then the centre of {width} x {height} cut out",
     "resize": "the whole picture resized to {width} x {height}, its aspect ratio not kept",
@@ -66,15 +88,24 @@ def _is_export(folder):
     try:
         description = files.read_json(os.path.join(folder, DESCRIPTION))
         ours = isinstance(description["transform"]["meaning"], str) and isinstance(description["paddle"], str)
+        return ours and not files.foreign_entry(folder, _EXPORTED) and not _changed_scripts(folder, description)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return ours and not files.foreign_entry(folder, _EXPORTED)
 
 
-_EXPORTED = re.compile(r"model\.(json|pdmodel|pdiparams)|description\.json|README\.md")
+# Older exports have no scripts.
+_EXPORTED = re.compile(
+    r"model\.(json|pdmodel|pdiparams)|description\.json|README\.md|" + "|".join(map(re.escape, _SCRIPTS))
+)
 
 
-def export(network, settings, folder, labels=None, refined=""):
+def _changed_scripts(folder, description):
+    """Names of the scripts in an exported folder that are others than `export` has put there: somebody's own work."""
+    there = [name for name in _SCRIPTS if os.path.exists(os.path.join(folder, name))]
+    return [name for name in there if description["sums"][name] != files.sha256(os.path.join(folder, name))]
+
+
+def export(network, settings, folder, labels=None, refined="", chosen_on=None):
     """Writes a model that needs nothing of this project, all of it or nothing; one that was there is replaced.
 
     Args:
@@ -82,6 +113,7 @@ def export(network, settings, folder, labels=None, refined=""):
         settings: its models.Settings.
         labels: the labels of the classes it was trained on, or None.
         refined: in words, what it does beyond the network; "" for nothing.
+        chosen_on: see extraction.list_that_chose.
 
     Raises: UserError where it can't be traced or written, or where its outputs are not the network's.
     """
@@ -93,7 +125,7 @@ def export(network, settings, folder, labels=None, refined=""):
                 engine.trace(network, temporary, settings.image_shape, normalise=True)
                 run = engine.load(temporary, "float32")
                 engine.check(run, _normalised(network), settings.image_shape, "float32")
-            _describe(temporary, run, settings, labels, refined)
+            _describe(temporary, run, settings, labels, refined, chosen_on)
             if os.path.isdir(folder):
                 check_export_folder(folder)  # again: minutes may have passed
             files.replace_folder(temporary, folder)
@@ -104,19 +136,21 @@ def export(network, settings, folder, labels=None, refined=""):
         raise UserError(f"--export_dir={folder}: nothing written: {gpu.first_line(error)}") from None
 
 
-def _describe(folder, run, settings, labels, refined):
-    """Writes README.md and description.json beside an exported model, `run` being the function over it."""
+def _describe(folder, run, settings, labels, refined, chosen_on):
+    """Writes scripts, README.md and description.json beside an exported model, `run` being the function over it."""
     import paddle
 
     _, height, width = settings.image_shape
     embedding, _ = run(np.zeros((1, height, width, 3), np.uint8))
     transform = _TRANSFORMS[settings.test_transform].format(height=height, width=width)
     program = os.path.basename(engine.program_file(folder))
+    for name, source in _SCRIPTS.items():
+        shutil.copyfile(source, os.path.join(folder, name))
     description = {
         "model": settings.model,
         "pooling": settings.pooling,
         "refined": refined,
-        "files": [program, f"{engine.MODEL}.pdiparams"],
+        "files": [program, exported_run.PARAMETERS],
         "input": {
             "name": run.names[0],
             "dtype": "uint8",
@@ -132,11 +166,13 @@ def _describe(folder, run, settings, labels, refined):
             "normalisation": "L2",
         },
         "trained_labels": None if labels is None else [int(label) for label in labels],
+        "chosen_on": chosen_on,
         "paddle": paddle.__version__,
+        "sums": {name: files.sha256(os.path.join(folder, name)) for name in sorted(os.listdir(folder))},
     }
     readme = _README.format(
-        model=settings.model, paddle=paddle.__version__, program=program, parameters=f"{engine.MODEL}.pdiparams",
-        height=height, width=width,
+        model=settings.model, paddle=paddle.__version__, program=program, parameters=exported_run.PARAMETERS,
+        height=height, width=width, packages=_PACKAGES[program],
         input=run.names[0], output=run.names[1], size=embedding.shape[1], transform=transform,
         refined=f" ({refined}, which is in the model)" if refined else "",
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """From weights and a list to features."""
 
 import collections
+import contextlib
 import os
 import sys
 
@@ -10,14 +11,19 @@ import models
 import reader
 import weights
 from models import Settings
-from runtime import parallel
-from utility import UserError
+from retrieval import exported_run
+from runtime import parallel, process
+from utility import UserError, plain
 from weights.checkpoint import DESCRIPTION, path_of_run, read_description, resolve
 
-# network: EmbeddingNet; settings: models.Settings as settled; file_name: of its weights, "" for random ones; labels:
-# int64, the labels of the head's classes in their order; trained_labels: int64, those that were trained, sorted (both
-# None where they are not known); class_names: of the labels, list of str or None; chosen_on: see `list_that_chose`.
-Opened = collections.namedtuple("Opened", "network settings file_name labels trained_labels class_names chosen_on")
+# network: EmbeddingNet, or a function as of `eager` over an exported model; settings: models.Settings as settled;
+# file_name: of its weights, "" for random ones; labels: int64, the labels of the head's classes in their order;
+# trained_labels: int64, those that were trained, sorted (both None where they are not known); class_names: of the
+# labels, list of str or None; chosen_on: see `list_that_chose`; refined: in words, what an exported model does beyond
+# the network.
+Opened = collections.namedtuple(
+    "Opened", "network settings file_name labels trained_labels class_names chosen_on refined", defaults=[""]
+)
 # features: float32 [N, D], the embeddings; index: int64 [N], the pictures' positions in the list, ascending; bad:
 # (index, reason) of those that could not be read.
 Features = collections.namedtuple("Features", "features index bad")
@@ -27,12 +33,15 @@ def open_network(asked, pretrained_model, allow_partial=False, which="ema"):
     """The network that eval.py and infer.py run: as --pretrained_model says, or random where none is given.
 
     Args:
-        asked: {name: value} of models.Settings, None where it was left open.
+        asked: {name: value} of models.Settings, None where it was left open. With an exported model, values of other
+            flags in it are checked, too.
         which: of a checkpoint's weights, see weights.read_weights.
 
     Returns: Opened. The settings' class_dim is the number of classes of the head, 0 without one.
     """
     found = None
+    if pretrained_model and exported_run.is_exported(pretrained_model):
+        return _open_exported(asked, pretrained_model)
     if pretrained_model:
         found = weights.read_weights(pretrained_model, asked["model"] or models.DEFAULT_MODEL, which)
     state = found.state if found else None
@@ -90,6 +99,43 @@ def lists_of_run(flags, typed):
     return {**flags, "val_list": flags["val_list"] or reader.VAL_LIST}
 
 
+# Flags that would change what is in an exported model, or that it can't heed, and their values where nothing is asked.
+NOT_EXPORTED = {
+    **{"allow_partial": False, "weights": "ema", "head_labels": False, "export_dir": ""},
+    **{"engine": "auto", "precision": "float32", "flip": False, "scales": [1.0], "join_scales": False, "whiten": ""},
+    **dict.fromkeys(("class_dim", "embedding_norm", "embedding_size", "last_stride", "head", "head_scale")),
+}
+
+
+def _open_exported(asked, folder):
+    """Opened, of a folder that infer.py --export_dir has written; what it does not say of its settings is None.
+
+    Raises: UserError where it is damaged, and for flags that contradict it or that it can't heed.
+    """
+    description = exported_run.read_description(folder)
+    wrong = [name for name, nothing in NOT_EXPORTED.items() if asked.get(name, nothing) != nothing]
+    if wrong:
+        raise UserError(f"--{wrong[0]}: {folder} is an exported model, which is run as it is: leave this out")
+    known = {
+        "model": description["model"],
+        "pooling": description["pooling"],
+        "image_shape": [3, *description["input"]["shape"][1:3]],
+        "test_transform": description["transform"]["name"],
+    }
+    for name, value in known.items():
+        if asked.get(name) not in (None, value):
+            raise UserError(f"--{name}={asked[name]}, but {folder} is an exported model of {name} {plain(value, 50)}")
+    embed = exported_run.open_model(folder, description)
+    if process.on_gpu() and parallel.is_first():
+        print("note: an exported model is run on the CPU", file=sys.stderr)
+    refined = plain(description.get("refined") or "")
+    what = plain(description["model"], 50) + (f" ({refined})" if refined else "")
+    print(f"opened the exported model in {plain(folder, 1000)}: {what}")
+    settings = Settings(**{**dict.fromkeys(models.SETTLED), **known}, class_dim=0)
+    run, chosen_on = lambda pictures: (embed(pictures), None), description.get("chosen_on")
+    return Opened(run, settings, folder, None, None, None, chosen_on, refined)
+
+
 def list_that_chose(state):
     """The fingerprint of the list whose recall chose a checkpoint among those of its run, or None.
 
@@ -106,7 +152,7 @@ def extract(network, samples, reading, batch_size, on_batch=None, signals=None):
     """Runs a network in evaluation mode over a list; several processes bring their batches together on rank 0.
 
     Args:
-        network: an EmbeddingNet, or what engine.prepare made of one.
+        network: an EmbeddingNet, what engine.prepare made of one, or a function over an exported model.
         samples: reader.Samples; reading: reader.Reading.
         on_batch: called as on_batch(index, logits) after each batch; logits float32 [B, C] or None without a head.
         signals: process.Signals: a signal to one process ends this in all, between two batches.
@@ -114,14 +160,9 @@ def extract(network, samples, reading, batch_size, on_batch=None, signals=None):
     Returns: Features; None on all ranks but 0.
     Raises: UserError where not one picture could be read; parallel.Signalled after a signal.
     """
-    import paddle
     from tqdm import tqdm
 
-    run = network
-    if isinstance(network, paddle.nn.Layer):
-        network.eval()
-        run = eager(network)
-    batches = _run(run, reader.read_in_order(samples, reading, batch_size), on_batch is not None)
+    batches = _run(_function(network), reader.read_in_order(samples, reading, batch_size), on_batch is not None)
     features, indices, bad = [], [], []
     hidden = True if reading.quiet else None  # None: shown on stderr where that is a terminal
     with tqdm(total=len(samples.paths), unit=" images", disable=hidden, dynamic_ncols=True) as bar:
@@ -144,6 +185,16 @@ def extract(network, samples, reading, batch_size, on_batch=None, signals=None):
     return Features(np.concatenate(features)[order], index[order], sorted(bad))
 
 
+def _function(network):
+    """What `extract` takes as its network, as a function of NumPy arrays."""
+    import paddle
+
+    if not isinstance(network, paddle.nn.Layer):
+        return network
+    network.eval()
+    return eager(network)
+
+
 def eager(network):
     """A network as a function of NumPy arrays: uint8 [N, H, W, 3] -> its outputs, float32 or None."""
     import paddle
@@ -161,3 +212,41 @@ def _run(run, batches, with_logits):
     for batch in batches:
         embedding, logits = run(batch.image) if len(batch.index) else (None, None)
         yield batch.index, embedding, logits if with_logits else None, list(batch.bad)
+
+
+def open_embedder(pretrained_model, model=None, use_gpu=None):
+    """A function of pictures' files, for use from Python: paths -> embeddings of length 1.
+
+    Sets up Paddle as the scripts do, which includes its random seed.
+
+    Args:
+        pretrained_model: what --pretrained_model takes: a checkpoint of train.py, an exported folder, "imagenet", ...
+        model: the name of the network where that does not say it, as with "imagenet"; see models.MODELS.
+        use_gpu: False stays on the CPU even where there is a GPU; None takes a GPU where there is one.
+
+    Returns: function embed(paths, batch_size=32) -> float32 [N, D], row i that of paths[i]; the dot product of two rows
+        is their cosine similarity. One path on its own counts as a list of one. It raises a UserError that names the
+        first picture that is missing or bad, and where there are none.
+    Raises: UserError where there are no such weights, or no such model.
+    """
+    process.start_paddle(use_gpu)
+    opened = open_network({**dict.fromkeys((*models.SETTLED, "class_dim")), "model": model}, pretrained_model)
+    run = _function(opened.network)
+    reading = reader.Reading(opened.settings.image_shape, opened.settings.test_transform, on_bad_image="skip")
+
+    def embed(paths, batch_size=32):
+        paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        samples = reader.Samples([os.fspath(path) for path in paths], None, None, None)
+        found = []
+        with contextlib.closing(reader.read_in_order(samples, reading, batch_size)) as batches:
+            for batch in batches:
+                if batch.bad:
+                    index, reason = batch.bad[0]
+                    raise UserError(f"{reader.where(samples, index)}: {reason}")
+                found.append(run(batch.image)[0])
+        if not found:
+            raise UserError("no pictures to embed")
+        features = np.concatenate(found)
+        return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+    return embed

@@ -11,7 +11,6 @@ are no links, everything that takes a checkpoint takes either form.
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -65,7 +64,7 @@ def write_checkpoint(path, parts, description, make_way):
                     paddle.save(arrays, file_name)
                     with open(file_name, "rb") as file:
                         files.sync(file.fileno())
-                    sums[PART_FILES[name]] = _sha256(file_name)
+                    sums[PART_FILES[name]] = files.sha256(file_name)
             _write_description(temporary, {**description, "sums": sums})
             make_way()
             os.rename(temporary, path)
@@ -196,16 +195,8 @@ def check_sum(path, description):
         description: the checkpoint's; older ones have no sums, and nothing is checked.
     """
     wanted = (description.get("sums") or {}).get(os.path.basename(path))
-    if wanted and os.path.isfile(path) and _sha256(path) != wanted:
+    if wanted and os.path.isfile(path) and files.sha256(path) != wanted:
         raise UserError(f"{path}: damaged or replaced: not the file that was written with the checkpoint")
-
-
-def _sha256(path):
-    digest = hashlib.sha256()
-    with files.open_file(path) as file:
-        while block := file.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def check_part(saved, wanted, path):
