@@ -60,7 +60,7 @@ def main():
     parser = build_parser()
     args, typed = utility.parse_typed(parser)
     args = argparse.Namespace(**extraction.lists_of_run(vars(args), typed))
-    utility.note_idle(idle_flags(args), typed)
+    utility.note_idle(idle_flags(vars(args)), typed)
     process.join_early(args.use_gpu, args.seed)
     query = reader.read_list(args.val_list, args.data_dir)
     gallery = reader.read_list(args.gallery_list, args.data_dir) if args.gallery_list else None
@@ -114,10 +114,10 @@ def main():
 REFINED = ("recall@", "MAP@R", "R-precision")
 
 
-def idle_flags(args):
-    """{flag: why} of those that have no effect on this evaluation."""
-    why = {"train_list": "nothing is trained", **refine.idle_flags(args), **extraction.idle_flags(args)}
-    return why if args.gallery_list else {**why, "exclude_self": "no --gallery_list"}
+def idle_flags(flags):
+    """{flag: why} of those that have no effect beside the others, {name: value}."""
+    why = {"train_list": "nothing is trained", **refine.idle_flags(flags), **extraction.idle_flags(flags)}
+    return why if flags["gallery_list"] else {**why, "exclude_self": "no --gallery_list"}
 
 
 def print_figures(result, how, remarks):

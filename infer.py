@@ -60,12 +60,12 @@ def build_parser():
 def main():
     parser = build_parser()
     args, typed = utility.parse_typed(parser)
-    idle = {"train_list": "nothing is trained", **refine.idle_flags(args), **extraction.idle_flags(args)}
+    idle = {"train_list": "nothing is trained", **refine.idle_flags(vars(args)), **extraction.idle_flags(vars(args))}
     utility.note_idle({**idle, **({"val_list": "--input is given"} if args.input else {})}, typed)
     process.join_early(args.use_gpu, args.seed)
     if args.export_dir:
         export.check_export_folder(args.export_dir)
-    samples = read_input(args, typed)
+    samples = read_input(vars(args), typed)
     if args.feature_file:
         if not args.feature_file.endswith((".npz", ".csv")):
             raise UserError(f"--feature_file={args.feature_file}: must end in .npz or .csv")
@@ -104,17 +104,17 @@ def main():
         write_features(args.feature_file, samples, found)
 
 
-def read_input(args, typed):
+def read_input(flags, typed):
     """The Samples to look at, or None where a model is exported and nothing else asked for.
 
     Args:
-        args: Namespace of the flags; typed: the names of those that were not left at their default.
+        flags: {name: value}; typed: the names of those that were not left at their default.
     """
-    if args.export_dir and not typed & {"input", "val_list", "feature_file"}:
+    if flags["export_dir"] and not typed & {"input", "val_list", "feature_file"}:
         return None
-    if args.input:
-        return find_samples(args.input, args.data_dir)
-    flags = extraction.lists_of_run(vars(args), typed)
+    if flags["input"]:
+        return find_samples(flags["input"], flags["data_dir"])
+    flags = extraction.lists_of_run(flags, typed)
     return reader.read_list(flags["val_list"], flags["data_dir"], need_labels=False)
 
 

@@ -109,27 +109,27 @@ def main():
         start.begin_run(run, begin, settings, progress, same)
     utility.print_arguments(vars(args), parser, f"{os.path.join(run.path, LOG_FILE)} has them")
     parallel.meet("the start")
-    description = describe(args, lists, digests, network_settings)
+    description = describe(vars(args), lists, digests, network_settings)
     run.log({"args": vars(args), "process": description["process"]})
     job = Job(run, lists, parts, settings, reading, batching, schedule, freezing, amp, signals, description)
     train(job, progress, bool(begin.before))
 
 
-def describe(args, lists, digests, settings):
+def describe(flags, lists, digests, settings):
     """What all checkpoints of a run say: its network, data, flags and process.
 
     Args:
-        lists: data.Data; digests: of start.list_digests; settings: models.Settings.
+        flags: {name: value}; lists: data.Data; digests: of start.list_digests; settings: models.Settings.
     """
-    names = reader.read_class_names(args.train_list)
+    names = reader.read_class_names(flags["train_list"])
     return {
         "settings": dataclasses.asdict(settings),
         **digests,
         "labels": lists.classes.tolist(),
         "trained_labels": np.unique(lists.classes[lists.train.labels]).tolist(),
         "class_names": [names.get(label, str(label)) for label in lists.classes.tolist()] if names else None,
-        "args": vars(args),
-        "folder": os.getcwd(),  # that relative paths in args count from
+        "args": flags,
+        "folder": os.getcwd(),  # that relative paths in the flags count from
         "process": process.describe_process(),
     }
 

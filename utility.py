@@ -32,8 +32,8 @@ ALIASES = {
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are UserErrors that name the flag or the value that was probably meant."""
 
-    def parse_args(self, args=None, namespace=None):
-        found, unknown = self.parse_known_args(args, namespace)
+    def parse_args(self, words=None, namespace=None):
+        found, unknown = self.parse_known_args(words, namespace)
         if unknown:
             self.error(self._unknown(plain(unknown[0])))
         return found

@@ -76,10 +76,10 @@ def open_network(asked, pretrained_model, allow_partial=False, which="ema"):
     return Opened(network, settings, found.file_name if found else "", *labels, names, list_that_chose(state))
 
 
-def idle_flags(args):
-    """{flag: why} of those that have no effect on which network is opened, of a Namespace."""
-    if args.pretrained_model:
-        return {} if args.allow_partial else {"seed": "the weights are not random"}
+def idle_flags(flags):
+    """{flag: why} of those that have no effect on which network is opened, of {name: value}."""
+    if flags["pretrained_model"]:
+        return {} if flags["allow_partial"] else {"seed": "the weights are not random"}
     return dict.fromkeys(("weights", "allow_partial"), "no --pretrained_model")
 
 

@@ -74,9 +74,9 @@ def add_refine_arguments(parser):
     # fmt: on
 
 
-def idle_flags(args):
-    """{flag: why} of those that have no effect beside the others, of a Namespace."""
-    return {} if args.whiten else dict.fromkeys(("whiten_size", "whiten_power"), "no --whiten")
+def idle_flags(flags):
+    """{flag: why} of those that have no effect beside the others, {name: value}."""
+    return {} if flags["whiten"] else dict.fromkeys(("whiten_size", "whiten_power"), "no --whiten")
 
 
 def refined(network, refinement, whitening=None):

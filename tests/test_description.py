@@ -59,7 +59,8 @@ def test_the_description_itself(folder):
 def test_flags_in_it_have_the_flags_types(folder, monkeypatch, part):
     whole = checkpoint.read_description(str(folder))
     monkeypatch.setattr("sys.argv", ["train.py", f"--checkpoint={folder}"])
-    args, typed, parser = train.parse_args()
+    parser = train.build_parser()
+    args, typed = train.parse(parser)
     assert start.find_start(dict(vars(args), num_epochs=9), typed | {"num_epochs"}, parser).before["epoch"] == 0
     for name in whole[part]:
         for value in HOSTILE:

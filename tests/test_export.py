@@ -1,5 +1,6 @@
 """The exported model: on its own, by its run.py, and measured; and networks opened from Python."""
 
+import importlib
 import json
 import os
 import re
@@ -282,12 +283,9 @@ def test_an_export_is_measured(exported, trained, birds, tmp_path):
 
 
 def test_flags_that_an_export_can_not_heed(exported):
-    sys.path.insert(0, os.path.join(ROOT, "docs"))
-    import make_flags
-
     heeded = {"model", "pooling", "pretrained_model", "whiten_size", "whiten_power", "save_whiten"}
     for script in ("eval", "infer"):
-        parser = make_flags.parser_of(script)
+        parser = importlib.import_module(script).build_parser()
         groups = {group.title: group._group_actions for group in parser._action_groups}
         names = [a for t in ("model", "weights", "speed on the CPU", "refined features") for a in groups[t]]
         assert {action.dest for action in names} - heeded <= set(extraction.NOT_EXPORTED)

@@ -13,6 +13,9 @@ from runtime import parallel, process
 from utility import UserError
 
 
+READING = reader.Reading([3, 8, 8])
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
@@ -22,7 +25,7 @@ def test_progress_is_for_terminals_only(monkeypatch):
     for stderr in (io.StringIO(), Terminal()):
         monkeypatch.setattr(sys, "stderr", stderr)
         fake_batches(monkeypatch, np.zeros((5, 4, 4, 3), np.uint8))
-        extraction.extract(Means(False), samples_of(5), None, 2)
+        extraction.extract(Means(False), samples_of(5), READING, 2)
         shown = stderr.getvalue()
         if stderr.isatty():
             assert "5/5" in shown and "images/s" in shown and shown.endswith("\n")
@@ -64,7 +67,9 @@ def test_extract(monkeypatch, head):
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
     fake_batches(monkeypatch, images, bad=[(4, "broken"), (1, "missing")])
     seen = []
-    found = extraction.extract(Means(head), samples_of(5), None, 2, lambda index, logits: seen.append((index, logits)))
+    found = extraction.extract(
+        Means(head), samples_of(5), READING, 2, lambda index, logits: seen.append((index, logits))
+    )
     wanted = images.reshape(5, -1, 3).mean(axis=1)
     assert found.features.dtype == np.float32 and np.abs(found.features - wanted).max() < 0.1
     assert found.index.tolist() == list(range(5)) and found.bad == [(1, "missing"), (4, "broken")]
@@ -75,14 +80,14 @@ def test_extract(monkeypatch, head):
         assert all(logits is None for _, logits in seen)
     fake_batches(monkeypatch, images[:0])
     with pytest.raises(UserError, match="not one image could be read"):
-        extraction.extract(Means(head), samples_of(0), None, 2)
+        extraction.extract(Means(head), samples_of(0), READING, 2)
 
 
 def test_a_batch_without_a_good_picture(monkeypatch):
     empty = reader.Batch(np.zeros((0, 4, 4, 3), np.uint8), None, np.zeros(0, np.int64), [(0, "broken"), (1, "broken")])
     whole = reader.Batch(np.ones((1, 4, 4, 3), np.uint8), None, np.array([2]))
     monkeypatch.setattr(reader, "read_in_order", lambda samples, reading, batch_size: iter([empty, whole]))
-    found = extraction.extract(Means(False), samples_of(3), None, 2)
+    found = extraction.extract(Means(False), samples_of(3), READING, 2)
     assert found.index.tolist() == [2] and [index for index, _ in found.bad] == [0, 1]
 
 
@@ -96,5 +101,5 @@ def test_a_signal_ends_it_between_two_batches(monkeypatch):
         signals.number = 15
 
     with pytest.raises(parallel.Signalled) as error:
-        extraction.extract(Means(False), samples_of(6), None, 2, stop, signals)
+        extraction.extract(Means(False), samples_of(6), READING, 2, stop, signals)
     assert error.value.number == 15 and seen == [[0, 1]]

@@ -61,7 +61,7 @@ def test_the_scripts_take_what_a_recipe_types(recipe, processes, lists, monkeypa
         if script is not None:
             name = os.path.basename(command[script])[:-3]
             monkeypatch.setattr(sys, "argv", command[script:])
-            importlib.import_module(name).parse_args()
+            importlib.import_module(name).build_parser().parse_args()
             assert "--nproc_per_node=2" in command[:script] or name == "eval" or processes == "1"
             seen.add(name)
     assert seen == {"train", "eval"}
