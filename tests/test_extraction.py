@@ -12,7 +12,6 @@ from retrieval import extraction
 from runtime import parallel, process
 from utility import UserError
 
-
 READING = reader.Reading([3, 8, 8])
 
 
