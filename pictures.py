@@ -42,7 +42,7 @@ _COPIES = ("__MACOSX", "@eaDir")  # folders that systems put beside ours, full o
 
 def read_start(path):
     """The first bytes of a file. Raises: OSError, also for what is no file; ValueError."""
-    with files.open_file(path) as file:  # a pipe would be waited for
+    with files.open_file(path, buffering=0) as file:  # a pipe would be waited for
         return file.read(MOST)
 
 
