@@ -22,6 +22,7 @@ from PIL import Image
 
 import files
 import models
+import pictures
 import sampler
 import spelling
 import transforms
@@ -41,7 +42,6 @@ Batch = collections.namedtuple("Batch", "image label index bad", defaults=[()])
 
 VAL_LIST = "data/CUB200_val.txt"  # where nobody names one
 MOST_LINE = 2**16  # characters of a line in a list
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,53 +153,37 @@ def _rows(path):
 
 
 def find_images(inputs):
-    """Samples without labels from paths of images and of folders (searched recursively, in sorted order)."""
-    paths, unread = [], []
+    """Samples without labels from paths of images and of folders (searched recursively, in sorted order).
+
+    What is a picture in a folder, and what is left out, is said in pictures.py; a file that is named is taken.
+    """
+    paths, left_out = [], pictures.LeftOut()
     for path in inputs:
         if os.path.isdir(path):
-            found = [
-                os.path.join(folder, name)
-                for folder, names in _folders(path, unread.append)
-                for name in names
-                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-            ]
-            if not found and not unread:
-                raise UserError(f"{path}: no images in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
+            found = [os.path.join(folder, name) for folder, names in pictures.find(path, left_out) for name in names]
+            if not found:
+                raise UserError(f"{path}: no images in this folder" + (f" ({left_out})" if left_out.found else ""))
             paths += sorted(found)
         elif os.path.isfile(path):
             paths.append(path)
         else:
             what = "neither a file nor a folder" if os.path.exists(path) else "no such file or folder"
             raise UserError(f"{path}: {what}")
-    if unread:
-        first = f"{plain(unread[0].filename, 1000)}: {unread[0].strerror}"
-        print(f"warning: left out {len(unread)} folders that cannot be read; the first: {first}", file=sys.stderr)
-    if not paths:
-        raise UserError(f"{inputs[0]}: no images that can be read")
+    if parallel.is_first():
+        left_out.report()
     return Samples(paths, None, None, None)
 
 
-def _folders(path, on_error):
-    """Yields (folder, names in it) for `path` and all below it, links followed, each real folder once."""
-    seen = set()
-    for folder, folders, names in os.walk(path, onerror=on_error, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        yield folder, names
-
-
 def is_binary(path):
-    """Whether a file is no text: a picture, whatever its name, rather than a list of pictures."""
+    """Whether a file is a picture, or meant as one or no text at all, rather than a list of pictures."""
     try:
-        with files.open_file(path) as file:
-            start = file.read(1024)
-    except OSError:
+        start = pictures.read_start(path)
+    except (OSError, ValueError):
         return False
-    return b"\0" in start or (not start and path.lower().endswith(IMAGE_SUFFIXES))
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return False  # a list in UTF-16, of which read_list says so
+    named = path.lower().endswith(pictures.SUFFIXES)
+    return pictures.format_of(start) is not None or b"\0" in start or named
 
 
 def where(samples, index):

@@ -70,10 +70,12 @@ def main():
     args = argparse.Namespace(**begin.flags)
     args.seed = parallel.from_first(args.seed)
     settings, reading = fill(start.RunSettings, args), fill(reader.Reading, args)
-    batching, schedule = fill(data.Batching, args), fill(optimizers.Schedule, args)
+    batching = fill(data.Batching, args, typed="train_batch_size" in typed)
+    schedule = fill(optimizers.Schedule, args)
     lists = data.load_data(
         fill(data.Lists, args), batching, reading, args.class_dim, begin.labels, begin.checkpoint, settings.evaluates
     )
+    args.train_batch_size = lists.batch_size if batching.balanced else args.train_batch_size
     digests = start.list_digests(lists, begin)
     args.class_dim = args.class_dim or len(lists.classes)
     start.check_alike(vars(args), begin, digests)

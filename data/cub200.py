@@ -112,7 +112,7 @@ def prepare(folder, edition, url=None):
             f"{images} holds {found} .jpg files, not the {edition.count} of {edition.name}: other or incomplete "
             f"pictures; move {top} away and run this again"
         )
-    split.split(images, folder, "CUB200", None, False)
+    split.split(images, folder, "CUB200", split.Division())
     if all(os.path.exists(os.path.join(folder, other.top)) for other in EDITIONS.values()):
         say(f"note: images/ and CUB_200_2011/ are both in {folder}; the lists now name the images of {edition.name}")
 

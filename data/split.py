@@ -1,41 +1,51 @@
-"""Splits a folder of images by class: the first classes train, all others are kept for recall on unseen classes.
+"""Lists the images of a folder by class: some classes train, the others are kept for recall on unseen classes.
 
     python data/split.py                                 data/images/NNN.Name/*.jpg, where download_cub200.sh puts them
     python data/split.py data/CUB_200_2011               the other edition of CUB
-    python data/split.py ~/shoes --train_classes=0.8     any collection with one folder a class
+    python data/split.py ~/shoes --train_classes=0.8     any collection with one folder a class, at any depth
+    python data/split.py ~/shoes                         where shoes/ has train/ and test/: a list of each
+    python data/split.py ~/shoes/test --train_classes=all       everything in one list
 
 It writes <name>_train.txt and <name>_val.txt, a line `<path> <label>` for each image, and <name>_classes.txt, a line
 `<label> <folder>` for each class. The name is CUB200 for CUB, else that of the folder: shoes_train.txt. A path is
-relative to the list's own folder. A label is the NNN where all folders are named NNN.Name; other class folders are
-numbered 1, 2, ... in sorted order.
+relative to the list's own folder. A label is the NNN where all folders are named NNN.Name; other class folders, which
+are those that hold images, are numbered 1, 2, ... in sorted order.
 """
 
 import argparse
 import collections
 import contextlib
+import dataclasses
+import hashlib
 import math
 import os
 import re
 import shlex
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
 import files
+import pictures
 from runtime import process
-from utility import UserError, parse_row, say
+from utility import UserError, parse_row, plain, say
 
 EDITIONS = {6033: "CUB-200 (2010)", 11788: "CUB-200-2011"}
+# What the folders of a collection that is split already are called: {name: the list that it becomes}.
+PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("query", "gallery"), ""),  # named, but of two such lists none can be the one to validate on
+}
+ALL = "--train_classes=all lists it whole"
+
+# label: int; name: of its folder, relative to that of all classes; folder: as a list in output_dir has it; images:
+# names of the files in it, sorted.
+Class = collections.namedtuple("Class", "label name folder images")
 
 
-def is_image(path):
-    """Whether the file starts as a JPEG, PNG, BMP or WebP does (those that reader.py takes), whatever its name."""
-    try:
-        with files.open_file(path) as file:  # a pipe would be waited for
-            head = file.read(16)
-    except OSError:
-        return False
-    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    return webp or head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"))
+# ---------------------------------------------------------------- what a list can hold
 
 
 def fits_a_list(path):
@@ -54,127 +64,32 @@ def fits_a_list(path):
     return not utf_16 and read.splitlines() == [read] and parse_row(read) == [path, "0"]
 
 
+def as_listed(path):
+    """The path as a list can hold it: with ./ before a first character that readers would strip; None where it can't
+    be held."""
+    return next((form for form in (path, os.path.join(os.curdir, path)) if fits_a_list(form)), None)
+
+
 def encode(text):
     """Text as the lists hold it: in UTF-8, with those bytes of names that are none."""
     return text.encode("utf-8", "surrogateescape")
 
 
-def visible_folders(folder):
-    """Names of the folders in a folder, sorted by their bytes; hidden ones left out."""
-    names = [name for name in os.listdir(folder) if not name.startswith(".")]
-    return sorted((name for name in names if os.path.isdir(os.path.join(folder, name))), key=os.fsencode)
-
-
-def images_in(folder, listed, skipped):
-    """Names of the images directly in a class folder, sorted by their bytes.
-
-    Args:
-        listed: the folder's path as a list has it.
-        skipped: dict reason -> list of paths; what is left out is appended.
-    """
-    found = []
-    for name in sorted(os.listdir(folder), key=os.fsencode):
-        path = os.path.join(folder, name)
-        if name.startswith("."):
-            reason = "hidden files (._* are macOS leftovers)"
-        elif os.path.isdir(path):
-            reason = "folders inside a class folder: only files directly in it are taken"
-        elif not fits_a_list(os.path.join(listed, name)):
-            reason = "names that a list cannot hold (a line break, white space at an end, a mark of UTF-16)"
-        elif not is_image(path):
-            reason = "files that are no JPEG, PNG, BMP or WebP, or cannot be read"
-        else:
-            found.append(name)
-            continue
-        skipped[reason].append(path)
-    return found
-
-
-def find_images_folder(root):
-    """ROOT/images, ROOT/CUB_200_2011/images, or ROOT itself where its folders hold images. Raises: UserError."""
-    inside = [os.path.join(root, "images"), os.path.join(root, "CUB_200_2011", "images")]
-    found = [folder for folder in inside if os.path.isdir(folder)]
-    if len(found) == 2:
-        say(f"taking {found[0]}; for {found[1]} name its folder: {os.path.dirname(found[1])}")
-    if found:
-        return found[0]
-    if not os.path.isdir(root):
-        raise UserError(f"{root}: no such folder")
-    if any(images_in(os.path.join(root, name), "", collections.defaultdict(list)) for name in visible_folders(root)):
-        return root
-    raise UserError(
-        f"{root}: no images folder: neither {inside[0]} nor {inside[1]} nor class folders with images in {root} itself "
-        "(download_cub200.sh fetches CUB-200)"
-    )
-
-
-def find_classes(folder, output_dir, prefix=""):
-    """-> list of (label, class folder, image names), sorted; dict of what was skipped. Raises: UserError.
-
-    Args:
-        prefix: see `list_prefix`.
-    """
-    skipped = collections.defaultdict(list)
-    names = visible_folders(folder)
-    for name in names:
-        if not fits_a_list(name):  # by itself, as the list of the classes has it
-            raise UserError(f"{os.path.join(folder, name)!r}: a list cannot hold this folder's name: rename it")
-    images = {name: images_in(os.path.join(folder, name), os.path.join(prefix, name), skipped) for name in names}
-    for name in names:
-        path = os.path.join(folder, name)
-        if not images[name] and os.path.realpath(path) == os.path.realpath(output_dir):
-            del images[name]  # the lists of an earlier run, not a class
-        elif not images[name]:
-            raise UserError(f"{path}: no images in this class folder: complete it or remove it")
-    names = list(images)
-    if len(names) < 2:
-        raise UserError(f"{folder}: {len(names)} class folders, at least 2 are needed: one to train, one to test on")
-    labels = range(1, len(names) + 1)
-    if all(re.match(r"[0-9]{3}\.", name) for name in names):
-        labels = [int(name[:3]) for name in names]
-        for one, other in zip(names, names[1:]):
-            if one[:3] == other[:3]:
-                raise UserError(f"{folder}: {one!r} and {other!r} have the same number: rename or merge them")
-    return list(zip(labels, names, images.values())), skipped
-
-
-def is_cub(classes):
-    """Whether these are CUB's class folders: 200 of them, labelled by their own names."""
-    return len(classes) == 200 and all(name.startswith(f"{label:03d}.") for label, name, _ in classes)
-
-
-def name_of(root, classes):
-    """How the lists' names begin where nobody says: CUB200 for CUB, else as the folder is called."""
-    if is_cub(classes):
-        return "CUB200"
-    # What a shell would need quotes for is replaced; the end of a long name makes room for the part and `.txt`.
-    name = re.sub(r"[^\w.+-]+", "_", os.path.basename(os.path.abspath(root)))
-    return name[:60].strip("._-") or "images"
-
-
-def count_of(text, classes):
-    """How many classes train. `text`: a count, a fraction such as 0.5, or None. Raises: UserError."""
-    total = len(classes)
-    if text is None:
-        return total // 2
-    try:
-        count = math.floor(float(text) * total + 0.5) if "." in text else int(text)
-    except (ValueError, OverflowError):
-        raise UserError(f"--train_classes={text}: expected a count of classes or a fraction such as 0.5") from None
-    if not 1 <= count < total:
-        raise UserError(
-            f"--train_classes={text}: {count} of the {total} classes would train: it must be 1 to {total - 1}, so that "
-            "some train and some are left to test on"
-        )
-    return count
-
-
-def holdout_count(share, count):
-    """How many of `count` training classes a share holds out. Raises: UserError where that leaves too few."""
-    held = math.floor(share * count + 0.5) if 0 < share < 1 else 0
-    if not 1 <= held < count:
-        raise UserError(f"--holdout={share:g}: {held} of the {count} training classes: it must be 1 to {count - 1}")
-    return held
+def write_lists(texts):
+    """Writes dict path -> text, all or none; an existing file with another text is kept. Raises: UserError."""
+    texts = {path: encode(text) for path, text in texts.items()}
+    texts = {path: text for path, text in texts.items() if not files.holds(path, text)}
+    kept = {}  # said in the end, for a reader of our output that has gone is no mistake of a list
+    with contextlib.ExitStack() as stack:  # at whose end all get their names
+        for path, text in texts.items():
+            files.check_output(path, os.path.exists, "a list")
+            stack.enter_context(files.atomic_write(path, "wb")).write(text)
+        for path in texts:
+            if os.path.lexists(path):
+                kept[path] = files.free_name(path)
+                os.rename(path, kept[path])
+    for path, name in kept.items():
+        say(f"note: {path} was in the way and is kept: it is now {name}")
 
 
 def list_prefix(folder, output_dir, absolute):
@@ -187,64 +102,323 @@ def list_prefix(folder, output_dir, absolute):
     return "" if prefix == os.curdir else prefix
 
 
-def write_lists(texts):
-    """Writes dict path -> text, all or none; an existing file with another text is kept. Raises: UserError."""
-    texts = {path: encode(text) for path, text in texts.items()}
-    texts = {path: text for path, text in texts.items() if not files.holds(path, text)}
-    with contextlib.ExitStack() as stack:  # at whose end all get their names
-        for path, text in texts.items():
-            files.check_output(path, os.path.exists, "a list")
-            stack.enter_context(files.atomic_write(path, "wb")).write(text)
-        for path in texts:
-            if os.path.lexists(path):
-                files.keep(path)
+# ---------------------------------------------------------------- what is found
 
 
-def split(root, output_dir, name, train_classes, absolute, holdout=None):
+def find_images_folder(root):
+    """ROOT/images, ROOT/CUB_200_2011/images, or ROOT itself. Raises: UserError."""
+    if not os.path.isdir(root):
+        raise UserError(f"{root}: no such folder")
+    inside = [os.path.join(root, "images"), os.path.join(root, "CUB_200_2011", "images")]
+    found = [folder for folder in inside if os.path.isdir(folder)]
+    if len(found) == 2:
+        say(f"taking {found[0]}; for {found[1]} name its folder: {os.path.dirname(found[1])}")
+    return found[0] if found else root
+
+
+def part_folders(folder):
+    """{"train": its folder, "val": another, and "test" where there are three} if a collection is split already, or {}.
+
+    Raises: UserError where the folder cannot be read.
+    """
+    try:
+        names = sorted(os.listdir(folder), key=os.fsencode)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot read: {error.strerror}") from None
+    found = {}
+    for name in names:
+        path = os.path.join(folder, name)
+        if PARTS.get(name.lower()) and os.path.isdir(path):
+            found.setdefault(PARTS[name.lower()], []).append(path)
+    found = {part: paths[0] for part, paths in found.items() if len(paths) == 1}
+    if "val" not in found and "test" in found:
+        found["val"] = found.pop("test")
+    if not {"train", "val"} <= set(found):
+        return {}
+    return {part: found[part] for part in ("train", "val", "test") if part in found}
+
+
+def find_classes(folder, output_dir, left_out):
+    """The images in the folders below a folder, {path relative to it: names}; those in itself under "".
+
+    Args:
+        left_out: pictures.LeftOut.
+
+    Raises: UserError where a folder among class folders has none, unless it is output_dir.
+    """
+    found = {os.path.relpath(path, folder): names for path, names in pictures.find(folder, left_out)}
+    found[""] = found.pop(os.curdir, [])
+    classes = {name: names for name, names in found.items() if names}
+    beside = {os.path.dirname(name) for name in classes if name} - {name for name in classes if name}
+    for name in sorted(set(found) - set(classes) - {os.path.dirname(name) for name in found}):
+        path = os.path.join(folder, name)
+        if os.path.realpath(path) == os.path.realpath(output_dir):
+            continue  # the lists of an earlier run, not a class
+        if os.path.dirname(name) in beside:
+            raise UserError(f"{path}: no images in this class folder: complete it or remove it")
+        left_out.add("folders without images", path, folder=True)
+    return classes
+
+
+def check_level(folder, classes, left_out):
+    """Says what was found where `folder` is not the one that the class folders are in. Raises: UserError.
+
+    Args:
+        classes: see `find_classes`.
+    """
+    below = [name for name in classes if name]
+    if not below and classes:
+        raise UserError(in_itself(folder, classes))
+    if not below:
+        what = f" ({left_out})" if left_out.found else ""
+        raise UserError(f"{folder}: no images in it or below it{what}; download_cub200.sh fetches CUB-200")
+    top = os.path.commonpath([os.path.dirname(name) for name in below])
+    whole = os.path.join(folder, top) if top else folder
+    if top and part_folders(whole):
+        names = " and ".join(f"{os.path.basename(path)}/" for path in part_folders(whole).values())
+        raise UserError(f"{whole} holds {names}: name it")
+    steps = top.split(os.sep)
+    for depth, step in enumerate(steps, 1):
+        if step.lower() in PARTS:
+            raise UserError(f"{os.path.join(folder, *steps[:depth])}/ holds class folders: name it ({ALL})")
+    children = [name[len(top) :].lstrip(os.sep).split(os.sep) for name in below]
+    if all(child[0].lower() in PARTS for child in children):
+        holders = sorted({child[0] for child in children if len(child) > 1})
+        if not holders:
+            raise UserError(in_itself(os.path.join(folder, below[0]), {"": classes[below[0]]}))
+        verb = "holds class folders: name it" if len(holders) == 1 else "hold class folders: name one of them"
+        raise UserError(f"{', '.join(os.path.join(whole, name) + '/' for name in holders)} {verb} ({ALL})")
+
+
+def in_itself(folder, classes):
+    """What is to be said of pictures that lie in no class folder."""
+    count = len(classes[""])
+    lie = "picture lies" if count == 1 else "pictures lie"
+    return f"{count} {lie} in {folder} itself: each class needs a folder of its own"
+
+
+def find_parts(folder, parts, output_dir, left_out):
+    """{part: its classes as of `find_classes`}, of each of `part_folders`; {"": all} where there are no parts.
+
+    Raises: UserError where the class folders lie elsewhere.
+    """
+    found = {part: find_classes(path, output_dir, left_out) for part, path in (parts or {"": folder}).items()}
+    holders = [f"{path}/" for part, path in parts.items() if any(found[part])]
+    for part, classes in found.items():
+        path = parts.get(part, folder)
+        if parts and holders and path + "/" not in holders:
+            what = in_itself(path, classes) if classes else f"{path}: no images in it"
+            raise UserError(f"{what}; {holders[0]} holds class folders: name it ({ALL})")
+        check_level(path, classes, left_out)
+        if own := classes.pop("", None):
+            what = f"in {path} itself, in no class folder"
+            left_out.add(what, os.path.join(path, own[0]), count=len(own))
+    for name in sorted(os.listdir(folder), key=os.fsencode) if parts else ():
+        path = os.path.join(folder, name)
+        others = os.path.isdir(path) and path not in parts.values() and not name.startswith(".")
+        if others and os.path.realpath(path) != os.path.realpath(output_dir):
+            left_out.add(f"folders beside {' and '.join(map(os.path.basename, parts.values()))}", path, folder=True)
+    return found
+
+
+def label_classes(folder, names):
+    """{class: label}: the NNN where all are named NNN.Name, else 1, 2, ... in sorted order. Raises: UserError."""
+    names = sorted(names, key=os.fsencode)
+    if not all(re.match(r"[0-9]{3}\.", name) and os.sep not in name for name in names):
+        return {name: label for label, name in enumerate(names, 1)}
+    for one, other in zip(names, names[1:]):
+        if one[:3] == other[:3]:
+            raise UserError(f"{folder}: {one!r} and {other!r} have the same number: rename or merge them")
+    return {name: int(name[:3]) for name in names}
+
+
+def as_classes(folder, found, label, prefix, left_out):
+    """-> list of Class, sorted by their labels. Raises: UserError where a list can't hold the name of a folder.
+
+    Args:
+        found: see `find_classes`; label: {class: its label}; prefix: see `list_prefix`.
+    """
+    if not as_listed(os.path.join(prefix, "x")):
+        raise UserError(f"{folder!r}: a list cannot hold this path: {prefix!r}: rename its folders")
+    classes = []
+    for name in sorted(found, key=os.fsencode):
+        inside = os.path.join(prefix, name)
+        if not as_listed(os.path.join(inside, "x")) or not folder_as_listed(name):
+            raise UserError(f"{os.path.join(folder, name)!r}: a list cannot hold this folder's name: rename it")
+        images = [image for image in found[name] if as_listed(os.path.join(inside, image))]
+        for image in sorted(set(found[name]) - set(images)):
+            left_out.add("with names that a list cannot hold", os.path.join(folder, name, image))
+        if not images:
+            raise UserError(f"{os.path.join(folder, name)!r}: a list cannot hold the name of any image in it")
+        classes.append(Class(label[name], name, inside, images))
+    return classes
+
+
+def is_cub(classes):
+    """Whether these are CUB's class folders: 200 of them, labelled by their own names."""
+    return len(classes) == 200 and all(one.name.startswith(f"{one.label:03d}.") for one in classes)
+
+
+def name_of(root, classes):
+    """How the lists' names begin where nobody says: CUB200 for CUB, else as the folder is called."""
+    if is_cub(classes):
+        return "CUB200"
+    # What a shell would need quotes for is replaced; the end of a long name makes room for the part and `.txt`.
+    name = re.sub(r"[^\w.+-]+", "_", os.path.basename(os.path.abspath(root)))
+    return name[:60].strip("._-") or "images"
+
+
+# ---------------------------------------------------------------- which of it is in which list
+
+
+@dataclasses.dataclass(frozen=True)
+class Division:
+    """What goes into which list, in the flags' words."""
+
+    train_classes: str = None
+    holdout: float = None
+    within_classes: float = None
+    seed: int = None
+
+    def check(self, parts):
+        """Raises a UserError where the flags, or those and the folders, say two things."""
+        some = self.train_classes not in (None, "all")
+        if parts and (some or self.within_classes is not None):
+            flag = f"--train_classes={self.train_classes}" if some else "--within_classes"
+            where = " and ".join(parts.values())
+            raise UserError(f"{flag}: {where} say already what trains: name one of them to split its classes")
+        if self.within_classes is not None:
+            if some or self.holdout is not None:
+                raise UserError("--within_classes splits all classes: no --train_classes or --holdout beside it")
+            if not 0 < self.within_classes < 1:
+                raise UserError(f"--within_classes={self.within_classes:g}: a share, such as 0.2, was expected")
+
+    def divide(self, classes):
+        """{list: its classes} of all classes. Raises: UserError."""
+        if self.within_classes is not None:
+            pairs = [self.halves(one) for one in classes]
+            return {"train": [kept for kept, _ in pairs], "val": [taken for _, taken in pairs if taken.images]}
+        drawn = self.draw(classes, lambda one: one.name)
+        count = count_of(self.train_classes, len(classes))
+        return self.hold_out({"train": drawn[:count], "val": drawn[count:]})
+
+    def hold_out(self, lists):
+        """Adds fit and holdout, the training classes in two, where that is asked for; -> the lists, sorted."""
+        if self.holdout is not None:
+            drawn = self.draw(lists["train"], lambda one: one.name)
+            fit = len(drawn) - holdout_count(self.holdout, len(drawn))
+            lists = {**lists, "fit": drawn[:fit], "holdout": drawn[fit:]}
+        return {part: sorted(classes, key=lambda one: one.label) for part, classes in lists.items() if classes}
+
+    def halves(self, one):
+        """-> the Class without the share of its images that is for val, and that share: at least one stays in each."""
+        images = self.draw(one.images, lambda image: f"{one.name}/{image}")
+        count = min(max(1, math.floor(self.within_classes * len(images) + 0.5)), len(images) - 1)
+        taken = set(images[len(images) - count :])
+        kept = [image for image in one.images if image not in taken]
+        return one._replace(images=kept), one._replace(images=[image for image in one.images if image in taken])
+
+    def draw(self, items, name):
+        """The items in an order drawn from the seed and their names, alike everywhere; as they are without a seed."""
+        if self.seed is None:
+            return list(items)
+        return sorted(items, key=lambda item: hashlib.sha256(encode(f"{self.seed}/{name(item)}")).digest())
+
+
+def count_of(text, total):
+    """How many of the classes train. `text`: a count, a fraction such as 0.5, "all", or None. Raises: UserError."""
+    if text == "all":
+        return total
+    if total < 2:
+        raise UserError(f"{total} class folder, at least 2 are needed: one to train, one to test on ({ALL})")
+    if text is None:
+        return max(total // 2, min(2, total - 1))  # two where there are three: of one class nothing is learned
+    try:
+        count = math.floor(float(text) * total + 0.5) if "." in text else int(text)
+    except (ValueError, OverflowError):
+        raise UserError(
+            f"--train_classes={text}: expected a count of classes, a fraction such as 0.5, or all"
+        ) from None
+    if not 1 <= count < total:
+        raise UserError(
+            f"--train_classes={text}: {count} of the {total} classes would train: it must be 1 to {total - 1}, so that "
+            "some train and some are left to test on, or all"
+        )
+    return count
+
+
+def holdout_count(share, count):
+    """How many of `count` training classes a share holds out. Raises: UserError where that leaves too few."""
+    held = math.floor(share * count + 0.5) if 0 < share < 1 else 0
+    if not 1 <= held < count:
+        raise UserError(f"--holdout={share:g}: {held} of the {count} training classes: it must be 1 to {count - 1}")
+    return held
+
+
+# ---------------------------------------------------------------- the whole
+
+
+def split(root, output_dir, name, division, absolute=False):
     """Writes the lists and the class names, prints what was found.
 
     Args:
-        holdout: share of the training classes, from the last on, that stand in for the test while settings are chosen:
-            writes `<name>_fit.txt` without them and `<name>_holdout.txt`; None: neither.
         name: how the lists' names begin; None to have it found (see `name_of`).
-        train_classes: see `count_of`.
+        division: Division.
 
     Raises: UserError, OSError
     """
-    # Paths in a list are relative to its folder, which is output_dir.
     if name is not None and os.path.basename(name) != name:
         raise UserError(f"--name={name}: it must not name a folder: that is --output_dir")
-    folder = find_images_folder(root)
-    prefix = list_prefix(folder, output_dir, absolute)
-    if not fits_a_list(os.path.join(prefix, "x")):
-        raise UserError(f"{folder!r}: a list cannot hold this path: {prefix!r}: rename its folders")
-    classes, skipped = find_classes(folder, output_dir, prefix)
-    count = count_of(train_classes, classes)
+    folder, left_out = find_images_folder(root), pictures.LeftOut()
+    parts = part_folders(folder)
+    division.check(parts)
+    found = find_parts(folder, parts, output_dir, left_out)
+    label = label_classes(folder, set().union(*found.values()))
+    lists = {}
+    for part, classes in found.items():
+        path = parts.get(part, folder)
+        # Paths in a list are relative to its folder, which is output_dir.
+        lists[part] = as_classes(path, classes, label, list_prefix(path, output_dir, absolute), left_out)
+    classes = [one for members in lists.values() for one in members]
+    lists = division.hold_out(lists) if parts else division.divide(classes)
     name = name_of(root, classes) if name is None else name
-    texts, totals, paths = {}, [], {}
-    parts = {"train": classes[:count], "val": classes[count:]}
-    if holdout is not None:
-        held = holdout_count(holdout, count)
-        parts.update(fit=classes[: count - held], holdout=classes[count - held : count])
-    for part, members in parts.items():
-        rows = [(os.path.join(prefix, sub, image), label) for label, sub, images in members for image in images]
-        paths[part] = os.path.join(output_dir, f"{name}_{part}.txt")
-        texts[paths[part]] = "".join(f"{path} {label}\n" for path, label in rows)
-        labels = f"{members[0][0]}" + (f"-{members[-1][0]}" if len(members) > 1 else "")
-        totals.append(f"{part}: {len(rows)} images of {len(members)} classes (labels {labels}) in {paths[part]}")
-    names = os.path.join(output_dir, f"{name}_classes.txt")
-    texts[names] = "".join(f"{label} {sub}\n" for label, sub, _ in classes)
+    paths = {part: os.path.join(output_dir, f"{name}_{part}.txt") for part in (*lists, "classes")}
+    texts = {paths[part]: list_text(members) for part, members in lists.items()}
+    texts[paths["classes"]] = "".join(f"{label[one]} {folder_as_listed(one)}\n" for one in sorted(label, key=label.get))
     write_lists(texts)
 
-    total = sum(len(images) for _, _, images in classes)
+    report(folder, parts, classes, len(label))
+    left_out.report()
+    for part, members in lists.items():
+        say(f"{part}: {summary(members)} in {paths[part]}")
+    say(f"labels and folders: {paths['classes']}")
+    warn(folder, lists)
+    command = next_command(lists, paths, name)
+    if command:
+        say("next: " + shlex.join(command))
+
+
+def list_text(classes):
+    """The lines of a list with the images of these classes."""
+    rows = [(as_listed(os.path.join(one.folder, image)), one.label) for one in classes for image in one.images]
+    return "".join(f"{path} {label}\n" for path, label in rows)
+
+
+def folder_as_listed(name):
+    """`as_listed` for a folder, which may also end in white space; then it gets a / there."""
+    return as_listed(name) or as_listed(os.path.join(name, ""))
+
+
+def report(folder, parts, classes, count):
+    """Says what was found: CUB, or a collection of one's own.
+
+    Args:
+        classes: list of Class, of all parts; count: of different ones.
+    """
+    total = sum(len(one.images) for one in classes)
     edition = EDITIONS.get(total) if is_cub(classes) else "a collection of your own"
-    say(f"found {edition or 'CUB, of no known edition'}: {total} images of {len(classes)} classes in {folder}")
-    for reason, left_out in skipped.items():
-        say(f"skipped {len(left_out)} {reason}; the first: {left_out[0]!r}")
-    for line in (*totals, f"labels and folders: {names}"):
-        say(line)
-    train, val = (paths["train"], paths["val"]) if holdout is None else (paths["fit"], paths["holdout"])
-    say("next: " + shlex.join(["python", "train.py", f"--train_list={train}", f"--val_list={val}"]))
+    where = " and ".join(parts.values()) or folder
+    say(f"found {edition or 'CUB, of no known edition'}: {total} images of {count} classes in {where}")
     if edition is None:
         known = ", ".join(f"{edition} {images}" for images, edition in EDITIONS.items())
         print(
@@ -252,6 +426,60 @@ def split(root, output_dir, name, train_classes, absolute, holdout=None):
             "download, or files added or removed?",
             file=sys.stderr,
         )
+
+
+def summary(classes):
+    """How many images and classes a list has."""
+    first, last = classes[0].label, classes[-1].label
+    labels = f"{first}-{last}" if last > first else f"{first}"
+    return f"{sum(len(one.images) for one in classes)} images of {len(classes)} classes (labels {labels})"
+
+
+def warn(folder, lists):
+    """Says on stderr what looks like a mistake, or makes figures mean something else."""
+
+    names = {one.name for members in lists.values() for one in members}
+    above = sorted(name for name in names if any(other.startswith(os.path.join(name, "")) for other in names))
+    if above:
+        first = plain(os.path.join(folder, above[0]), 1000)
+        what = f"{len(above)} class folders hold class folders, too, which are classes of their own (first: {first})"
+        print(f"warning: {what}", file=sys.stderr)
+    if len(lists["train"]) == 1:
+        what = "a metric loss needs images of at least two (--within_classes=0.2 trains on a part of each class)"
+        print(f"warning: one class trains: {what}", file=sys.stderr)
+    for part, what in (("train", "nothing of their own to be drawn to"), ("val", "nothing to find: each is a miss")):
+        single = [one for one in lists.get(part, ()) if len(one.images) == 1]
+        if single:
+            first = plain(os.path.join(folder, single[0].name), 1000)
+            print(f"warning: {part}: {len(single)} classes of one image (first: {first}): {what}", file=sys.stderr)
+    val = {one.label for one in lists.get("val", ())}
+    seen = val & {one.label for one in lists["train"]}
+    if seen:
+        what = f"{len(seen)} of its {len(val)} classes train: recall on it is not that on unseen classes"
+        print(f"note: val: {what}", file=sys.stderr)
+
+
+def next_command(lists, paths, name):
+    """What to type next, [word]: fine-tuning from ImageNet weights, in batches that the classes suffice for.
+
+    None where no training is possible.
+    """
+    train, val = ("fit", "holdout") if "fit" in lists else ("train", "val")
+    classes = lists[train]
+    if len(classes) < 2:
+        return None
+    k = 2 if sum(len(one.images) < 4 for one in classes) > len(classes) / 2 else 4
+    batch = k * min(len(classes), 20 // k)
+    steps = max(1, sum(len(one.images) for one in classes) // batch)
+    return [
+        *("python", os.path.relpath(os.path.join(ROOT, "train.py"))),
+        f"--train_list={paths[train]}",
+        f"--val_list={paths[val]}" if val in lists else "--eval_every=0",
+        *("--model=ResNet50", "--pretrained_model=imagenet", "--lr=0.001", f"--train_batch_size={batch}"),
+        *([] if k == 4 else [f"--samples_each_class={k}"]),
+        f"--num_epochs={min(60, max(5, math.ceil(3000 / steps)))}",  # some 3,000 steps
+        f"--model_save_dir=output_{name}",
+    ]
 
 
 def bad_usage(message):
@@ -268,14 +496,21 @@ def main():
         nargs="?",
         default=here,
         help="the folder with images/<class>/*.jpg or CUB_200_2011/images/<class>/*.jpg in it, or the one that holds "
-        "the class folders itself (default: the script's own folder)",
+        "the class folders itself, or train/ and test/ with class folders (default: the script's own folder)",
     )
     parser.add_argument("--output_dir", help="where the lists go (default: ROOT)")
     parser.add_argument("--name", help="how the lists' names begin (default: CUB200 for CUB, else the name of ROOT)")
     parser.add_argument(
         "--train_classes",
-        help="how many of the first classes train: a count such as 100, or a fraction such as 0.5 (default: half: 100 "
-        "for CUB's 200)",
+        help="how many of the first classes train: a count such as 100, a fraction such as 0.5 (default: half: 100 for "
+        "CUB's 200), or all: then there is no val list",
+    )
+    parser.add_argument(
+        "--within_classes",
+        type=float,
+        metavar="SHARE",
+        help="all classes train, and this share of each one's images, such as 0.2, is for val: that measures something "
+        "else than recall on unseen classes",
     )
     parser.add_argument(
         "--holdout",
@@ -285,15 +520,17 @@ def main():
         "and these, such as 0.2. Choose settings and epoch by training on the first and validating on the second; then "
         "train on all training classes and look at the test once",
     )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="draw at random which classes train, or which images --within_classes takes: the same number gives the "
+        "same lists (default: the first ones train)",
+    )
     parser.add_argument("--absolute", action="store_true", help="absolute paths: the lists may then be moved")
     args = parser.parse_args()
     output_dir = args.root if args.output_dir is None else args.output_dir
-    try:
-        split(args.root, output_dir, args.name, args.train_classes, args.absolute, args.holdout)
-    except OSError as error:
-        if error.filename is None:  # of the output, not of a folder
-            raise
-        raise UserError(f"{error.filename}: cannot read: {error.strerror}") from None
+    division = Division(args.train_classes, args.holdout, args.within_classes, args.seed)
+    split(args.root, output_dir, args.name, division, args.absolute)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from conftest import ROOT
 RANKS = [
     {"utility", "jpeg"},
     {"files"},
-    {"transforms"},
+    {"transforms", "pictures"},
     {"runtime"},
     {"sampler", "models", "losses", "data"},
     {"reader", "weights"},

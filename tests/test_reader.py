@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from test_transforms import RGB, encode, jpeg_that_claims, noise
 
+import infer
 import lists
 import reader
 import transforms
@@ -147,46 +148,53 @@ def test_file_name_that_is_not_utf8(tmp_path):
     assert transforms.load(samples.paths[0]).shape == (3, 2, 3)
 
 
-def test_find_images(tmp_path):
-    for name in ("b/2.JPG", "b/1.png", "a.webp", "c/d/x.bmp", "c/.hidden.jpg", "c/notes.txt", "c/y.jpeg"):
+def test_find_images(tmp_path, capsys):
+    """What a picture is test_find_pictures.py says; a file that is named is taken, whatever it is."""
+    for name in ("b/2.JPG", "b/1.png", "a.webp", "c/d/x.bmp", "c/.hidden.jpg", "c/notes.txt", "c/y", "c/empty.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
+        (tmp_path / name).write_bytes(b"" if "empty" in name else b"text" if "notes" in name else b"\xff\xd8\xff")
     root = str(tmp_path)
     found = reader.find_images([root])
-    names = ["a.webp", "b/1.png", "b/2.JPG", "c/d/x.bmp", "c/y.jpeg"]
+    names = ["a.webp", "b/1.png", "b/2.JPG", "c/d/x.bmp", "c/y"]
     assert found.paths == [f"{root}/{name}" for name in names] and found.labels is None
     assert reader.where(found, 1) == f"{root}/b/1.png"
-    inputs = [f"{root}/c/notes.txt", f"{root}/b", f"{root}/a.webp"]  # a file that is named is taken, whatever its name
+    assert capsys.readouterr().err == (
+        f"left out 3 files: 1 hidden (first: {root}/c/.hidden.jpg), 1 empty (first: {root}/c/empty.jpg), 1 no pictures "
+        f"(first: {root}/c/notes.txt)\n"
+    )
+    inputs = [f"{root}/c/notes.txt", f"{root}/b", f"{root}/c/empty.jpg"]
     assert reader.find_images(inputs).paths == [inputs[0], f"{root}/b/1.png", f"{root}/b/2.JPG", inputs[2]]
+    assert capsys.readouterr().err == ""
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         reader.find_images([f"{root}/nowhere"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty: no images in this folder"):
+    with pytest.raises(UserError, match=r"empty: no images in this folder$"):
+        reader.find_images([f"{root}/empty"])
+    (tmp_path / "empty" / "x").write_bytes(b"text")
+    with pytest.raises(
+        UserError, match=r"no images in this folder \(left out 1 file: 1 no pictures \(first: .*empty/x"
+    ):
         reader.find_images([f"{root}/empty"])
 
 
-def test_folders_that_are_links_or_cannot_be_read(tmp_path, monkeypatch, capsys):
-    for name in ("a/x", "b", "closed"):
-        (tmp_path / "in" / name).mkdir(parents=True)
-        (tmp_path / "in" / name / "1.jpg").write_bytes(b"")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "2.jpg").write_bytes(b"")
-    (tmp_path / "in" / "b" / "linked").symlink_to(tmp_path / "out")
-    (tmp_path / "in" / "b" / "round").symlink_to(tmp_path / "in")
-    scandir = os.scandir
-
-    def denied(folder):
-        if str(folder).endswith("closed"):
-            raise PermissionError(13, "Permission denied", folder)
-        return scandir(folder)
-
-    monkeypatch.setattr(os, "scandir", denied)
-    samples = reader.find_images([str(tmp_path / "in")])
-    assert samples.paths == [f"{tmp_path}/in/{name}" for name in ("a/x/1.jpg", "b/1.jpg", "b/linked/2.jpg")]
-    said = f"warning: left out 1 folders that cannot be read; the first: {tmp_path}/in/closed: Permission denied\n"
-    assert capsys.readouterr().err == said
-    with pytest.raises(UserError, match="no images that can be read"):
-        reader.find_images([str(tmp_path / "in" / "closed")])
+@pytest.mark.parametrize(
+    ("name", "content", "wanted"),
+    [
+        ("a", b"\xff\xd8\xff\xe0" + b"x" * 2000, True),  # no zero byte in its first KB
+        ("list.txt", b"BMW/1.jpg 1\nP1/2.jpg 2\nGIF89a/3.jpg 1\nP5 7\n", False),
+        ("list.txt", b"BMW/1.jpg 1\n" * 200, False),
+        ("list", "a.jpg 1\n".encode("utf-16"), False),  # read_list says of it what it is
+        ("a.jpg", b"", True),
+        ("a.TIFF", b"no picture", True),
+        ("a.pdf", b"%PDF\0", True),
+        ("list.txt", b"", False),
+    ],
+)
+def test_what_is_a_list_and_what_a_picture(tmp_path, name, content, wanted):
+    (tmp_path / name).write_bytes(content)
+    assert reader.is_binary(str(tmp_path / name)) == wanted
+    if wanted:
+        assert infer.find_samples([str(tmp_path / name)], None).paths == [str(tmp_path / name)]
 
 
 def test_fingerprint():

@@ -1,5 +1,6 @@
 """data/split.py, run as a user runs it."""
 
+import contextlib
 import os
 import random
 import shlex
@@ -16,7 +17,8 @@ import reader
 import split
 from utility import UserError
 
-JPEG, PNG, WEBP = b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"RIFF\x04\0\0\0WEBP"
+JPEG, PNG, WEBP = b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"RIFF\x04\0\0\0WEBPVP8 "
+BMP = b"BM" + bytes(12) + b"\x28\0\0\0"
 REAL = os.path.join(os.path.dirname(ROOT), "shared", "data", "cub200")
 
 
@@ -30,13 +32,13 @@ def make(root, files):
 
 
 def make_cub(root, images, classes=200):
-    """CUB's folders, with so many files in all. They are links to two folders: thousands of files take seconds."""
-    for count in (images // classes, images // classes + 1):
-        make(root, {f"{count}/Bird_{i:04d}.jpg": JPEG for i in range(count)})
-    os.makedirs(os.path.join(root, "images"))
+    """CUB's folders, with so many files in all, which are all one: thousands take seconds to write."""
+    make(root, {"one.jpg": JPEG})
     for c in range(classes):
-        count = images // classes + (c < images % classes)
-        os.symlink(os.path.join(root, str(count)), os.path.join(root, "images", f"{c + 1:03d}.Bird_{c}"))
+        folder = os.path.join(root, "images", f"{c + 1:03d}.Bird_{c}")
+        os.makedirs(folder)
+        for i in range(images // classes + (c < images % classes)):
+            os.link(os.path.join(root, "one.jpg"), os.path.join(folder, f"Bird_{i:04d}.jpg"))
 
 
 def lists(folder, name=None):
@@ -123,17 +125,16 @@ def test_lists_are_named_after_the_folder(tmp_path, folder, name):
     paths = [str(tmp_path / folder / f"{name}_{part}.txt") for part in ("train", "val", "classes")]
     assert sorted(os.listdir(tmp_path / folder)) == sorted(["images", *map(os.path.basename, paths)])
     (command,) = (line for line in out.splitlines() if line.startswith("next: "))
-    assert shlex.split(command)[1:] == ["python", "train.py", f"--train_list={paths[0]}", f"--val_list={paths[1]}"]
+    assert shlex.split(command)[1:5] == ["python", "train.py", f"--train_list={paths[0]}", f"--val_list={paths[1]}"]
     assert lists(tmp_path / folder, name)[2] == ["1 Clog", "2 boot", "3 mule", "4 pump", "5 sandal"]
 
 
 def test_the_name_of_a_folder_that_is_not_spelled_out(tmp_path, monkeypatch):
     make(tmp_path / "shoes", SHOES)
     monkeypatch.chdir(tmp_path / "shoes")
-    classes = split.find_classes(".", ".")[0]
-    assert split.name_of(".", classes) == split.name_of("../shoes/", classes) == "shoes"
-    assert split.name_of("/", classes) == "images"
-    cub = [(label, f"{label:03d}.Bird", ["a.jpg"]) for label in range(1, 201)]
+    assert split.name_of(".", []) == split.name_of("../shoes/", []) == "shoes"
+    assert split.name_of("/", []) == "images"
+    cub = [split.Class(label, f"{label:03d}.Bird", "", ["a.jpg"]) for label in range(1, 201)]
     assert split.name_of("shoes", cub) == "CUB200" and split.name_of("shoes", cub[:199]) == "shoes"
 
 
@@ -147,27 +148,34 @@ def test_train_classes_as_a_count_and_as_a_fraction(tmp_path, text, count):
 def test_the_file_systems_order_does_not_matter(tmp_path, monkeypatch, capsys):
     make_cub(tmp_path, 60, classes=12)
     make(tmp_path, {"images/001.Bird_0/._x.jpg": b"mac", "images/002.Bird_1/note.txt": b"text"})
-    seen, listdir = [], os.listdir
+    seen, scandir = [], os.scandir
+
+    def shuffled(path, shuffle):
+        with scandir(path) as entries:
+            entries = list(entries)
+        return contextlib.nullcontext(shuffle(entries, len(entries)))
+
     for seed in range(3):
         shuffle = random.Random(seed).sample
-        monkeypatch.setattr(os, "listdir", lambda path, shuffle=shuffle: shuffle(names := listdir(path), len(names)))
-        split.split(str(tmp_path), str(tmp_path), "CUB200", None, False)
+        monkeypatch.setattr(os, "scandir", lambda path, shuffle=shuffle: shuffled(path, shuffle))
+        split.split(str(tmp_path), str(tmp_path), "CUB200", split.Division())
         seen.append((lists(tmp_path), capsys.readouterr().out))
     assert seen[0] == seen[1] == seen[2]
 
 
-def test_what_is_no_image_is_skipped_and_counted(tmp_path):
+def test_what_is_no_image_is_left_out_and_counted_in_one_line(tmp_path):
     make(tmp_path, SHOES)
     extra = {"boot/._1.jpg": JPEG, "mule/._2.jpg": JPEG, "boot/.DS_Store": b"x", ".git/x.jpg": JPEG, "README.md": b"x"}
-    extra.update({"boot/page.jpg": b"<html>", "boot/empty.jpg": b"", "pump/Thumbs.db": b"x", "pump/more/3.jpg": JPEG})
-    make(tmp_path, {**extra, "pump/3": PNG, "pump/4.JPEG": WEBP, "pump/5.bmp": b"BM"})
-    out = run("data/split.py", tmp_path).stdout
-    assert "10 images" not in out and "13 images of 5 classes" in out  # judged by content: 3, 4.JPEG and 5.bmp count
-    assert f"skipped 3 hidden files (._* are macOS leftovers); the first: '{tmp_path}/boot/.DS_Store'" in out
-    assert (
-        f"skipped 3 files that are no JPEG, PNG, BMP or WebP, or cannot be read; the first: '{tmp_path}/boot/em" in out
+    extra.update(
+        {"boot/page.jpg": b"<html>", "boot/empty.jpg": b"", "pump/Thumbs.db": b"x", "__MACOSX/boot/1.jpg": b""}
     )
-    assert "skipped 1 folders inside a class folder" in out
+    make(tmp_path, {**extra, "pump/3": PNG, "pump/4.JPEG": WEBP, "pump/5.bmp": BMP})
+    result = run("data/split.py", tmp_path)
+    assert "13 images of 5 classes" in result.stdout  # judged by content: 3, 4.JPEG and 5.bmp count
+    assert result.stderr == (
+        f"left out 9 files and folders: 5 hidden (first: {tmp_path}/.git), 3 no pictures (first: "
+        f"{tmp_path}/README.md), 1 empty (first: {tmp_path}/boot/empty.jpg)\n"
+    )
     listed = lists(tmp_path)[0] + lists(tmp_path)[1]
     assert len(listed) == 13 and not any("._" in row or "page" in row or ".git" in row for row in listed)
 
@@ -175,8 +183,8 @@ def test_what_is_no_image_is_skipped_and_counted(tmp_path):
 def test_names_with_spaces_and_other_letters(tmp_path):
     make(tmp_path, {"my cat/a b.jpg": JPEG, "übung/ß.jpg": JPEG, "übung/line\nbreak.jpg": JPEG, "übung/end ": JPEG})
     for encoding in ("utf-8", "ascii"):
-        out = run("data/split.py", tmp_path, PYTHONIOENCODING=encoding).stdout
-        assert "skipped 2 names that a list cannot hold" in out
+        err = run("data/split.py", tmp_path, PYTHONIOENCODING=encoding).stderr
+        assert "2 with names that a list cannot hold" in err
         assert lists(tmp_path)[:2] == [["my cat/a b.jpg 1"], ["übung/ß.jpg 2"]]
 
 
@@ -203,37 +211,51 @@ def says_what_was_meant(root, output, classes):
 
 
 @pytest.mark.parametrize("name", ODD, ids=ascii)
-def test_a_class_folder_that_a_list_cannot_hold_is_refused(tmp_path, name):
+def test_a_class_folder_of_any_name_is_read_back_or_refused(tmp_path, name):
+    """What ends a line can't be in a list; other white space, and marks of UTF-8 and UTF-16, can, behind a ./"""
     for inside in ("", "images"):
         root = str(tmp_path / f"root{inside}")
-        make(root, {os.path.join(inside, sub, "1.jpg"): JPEG for sub in (name, "cat", "zebra")})
-        with pytest.raises(UserError, match="a list cannot hold this folder's name: rename it"):
-            split.split(root, root, "x", None, False)
-        assert not [path for path in os.listdir(root) if path.endswith(".txt")]
+        make(root, {os.path.join(inside, sub, "1.jpg"): JPEG for sub in (name, "dog", "zebra")})
+        if any(end in name for end in ENDS_OF_LINES):
+            with pytest.raises(UserError, match="a list cannot hold this folder's name: rename it"):
+                split.split(root, root, "x", split.Division())
+            assert not [path for path in os.listdir(root) if path.endswith(".txt")]
+            continue
+        split.split(root, root, "x", split.Division())
+        says_what_was_meant(root, root, (name, "dog", "zebra"))
+        with open(os.path.join(root, "x_classes.txt"), encoding="utf-8", errors="surrogateescape") as file:
+            folders = [row.strip().split(" ", 1)[1] for row in file]
+        assert all(os.path.isdir(os.path.join(root, inside, folder)) for folder in folders) and len(folders) == 3
 
 
 @pytest.mark.parametrize("name", ODD, ids=ascii)
 def test_an_image_that_a_list_cannot_hold_is_left_out(tmp_path, capsys, name):
     """It may begin with anything, for that stands inside the path, and end so, before .jpg."""
     root = str(tmp_path)
-    make(root, {f"{sub}/{image}": JPEG for sub in ("cat", "dog") for image in (name, f"{name}.jpg", "1.jpg")})
-    split.split(root, root, "x", None, False)
-    says_what_was_meant(root, root, ("cat", "dog"))
-    out = capsys.readouterr().out
-    assert out.count("\n") == out.count("skipped") + 5 and len(out.splitlines()) == out.count("\n")
+    make(root, {f"{sub}/{image}": JPEG for sub in ("cat", "dog", "eel") for image in (name, f"{name}.jpg", "1.jpg")})
+    split.split(root, root, "x", split.Division())
+    says_what_was_meant(root, root, ("cat", "dog", "eel"))
+    said = capsys.readouterr()
+    assert said.out.count("\n") == 5 and len(said.out.splitlines()) == 5
     broken = any(end in name for end in ENDS_OF_LINES)
-    left_out = 4 if broken else 2 * (name != name.rstrip())
-    assert (f"skipped {left_out} names that a list cannot hold" in out) == (left_out > 0)
+    left_out = 6 if broken else 3 * (name != name.rstrip())
+    assert (f"{left_out} with names that a list cannot hold" in said.err) == (left_out > 0)
+    assert not left_out or said.err.splitlines()[0].startswith(f"left out {left_out} files: ")
 
 
 @pytest.mark.parametrize("name", [" pics", "a\u2028b", "a\nb", os.fsdecode(b"\xff\xfepics"), "\u3000x"], ids=ascii)
 def test_folders_above_that_a_list_cannot_hold(tmp_path, name):
     make(tmp_path / name, SHOES)
-    with pytest.raises(UserError, match="a list cannot hold this path"):
-        split.split(str(tmp_path / name), str(tmp_path), "x", None, False)
+    classes = {path.split("/")[0] for path in SHOES}
+    if any(end in name for end in ENDS_OF_LINES):
+        with pytest.raises(UserError, match="a list cannot hold this path"):
+            split.split(str(tmp_path / name), str(tmp_path), "x", split.Division())
+    else:
+        split.split(str(tmp_path / name), str(tmp_path), "x", split.Division())
+        says_what_was_meant(tmp_path / name, tmp_path, classes)
     # Beside the images nothing of the path is in the lists, and in the output no name breaks a line.
     result = run("data/split.py", tmp_path / name, "--name=x")
-    says_what_was_meant(tmp_path / name, tmp_path / name, {path.split("/")[0] for path in SHOES})
+    says_what_was_meant(tmp_path / name, tmp_path / name, classes)
     assert len(result.stdout.splitlines()) == 5 and result.stdout.splitlines()[-1].startswith("next: python train.py")
     assert "\x1b" not in fails(tmp_path / name / "\x1b[2J\nno error")
 
@@ -244,16 +266,21 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
     (tmp_path / "boot" / "zero.jpg").symlink_to("/dev/zero")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(tmp_path / "boot" / "socket.jpg"))
-        assert "skipped 3 files that are no JPEG" in run("data/split.py", tmp_path).stdout
+        err = run("data/split.py", tmp_path).stderr
+    assert err == f"left out 3 files: 3 unreadable (first: {tmp_path}/boot/pipe.jpg: a pipe, not a file)\n"
 
 
 def test_a_closed_pipe_is_no_mistake(tmp_path):
     make(tmp_path, SHOES)
-    command = [sys.executable, os.path.join(ROOT, "data", "split.py"), tmp_path]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.close()
-    assert process.stderr.read() == b"" and process.wait() == 141
-    process.stderr.close()
+    command = [sys.executable, os.path.join(ROOT, "data", "split.py"), tmp_path, "--name=x"]
+    for content in (None, b"other"):  # the second time there is a list to be kept, of which a line is printed, too
+        if content:
+            (tmp_path / "x_train.txt").write_bytes(content)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdout.close()
+        assert b"error" not in process.stderr.read() and process.wait() == 141
+        process.stderr.close()
+        assert len(lists(tmp_path, "x")[0]) == 4
 
 
 # ---------------------------------------------------------------- where it looks, where it writes
@@ -310,10 +337,11 @@ def test_holdouts_that_leave_nothing(tmp_path, share):
 @pytest.mark.parametrize(
     "files, message",
     [
-        ({}, "no images folder: neither "),
-        ({"a.jpg": JPEG, "b/c/d.jpg": JPEG}, "no images folder"),
-        ({"images/a.jpg": JPEG}, "0 class folders, at least 2 are needed"),
-        ({"images/one/a.jpg": JPEG}, "1 class folders"),
+        ({}, "no images in it or below it; download_cub200.sh fetches CUB-200"),
+        ({"a/b.txt": b"text"}, "no images in it or below it (left out 2 files and folders: 1 no pictures (first: "),
+        ({f"{i}.jpg": JPEG for i in range(8)}, "8 pictures lie in {root} itself: each class needs a folder of its own"),
+        ({"images/a.jpg": JPEG}, "1 picture lies in {root}/images itself: each class needs a folder of its own"),
+        ({"images/one/a.jpg": JPEG}, "1 class folder, at least 2 are needed"),
         ({"images/one/a.jpg": JPEG, "images/two/a.txt": b"text"}, "images/two: no images in this class folder"),
         ({"images/001.A/a.jpg": JPEG, "images/001.B/b.jpg": JPEG}, "'001.A' and '001.B' have the same number"),
         ({"images/a\nb/a.jpg": JPEG, "images/c/b.jpg": JPEG}, "a list cannot hold this folder's name"),
@@ -321,7 +349,7 @@ def test_holdouts_that_leave_nothing(tmp_path, share):
 )
 def test_folders_that_cannot_be_split(tmp_path, files, message):
     make(tmp_path, files)
-    assert message in fails(tmp_path)
+    assert message.format(root=tmp_path) in fails(tmp_path)
     assert not list(tmp_path.glob("*.txt*"))
 
 

@@ -40,6 +40,7 @@ class Batching:
     color_jitter: float = 0.0
     random_erasing: float = 0.0
     seed: int = 0
+    typed: bool = True  # whether train_batch_size was: then it is that or an error, else as near as the list allows
 
     @property
     def balanced(self):
@@ -51,7 +52,8 @@ def add_batch_arguments(parser):
     """Adds the flags of Batching."""
     # fmt: off
     add = parser.add_argument_group("batches").add_argument
-    add("--batch_size", type=number(int, low=1), default=256, help="images a step, for training")
+    add("--batch_size", type=number(int, low=1), default=256,
+        help="images a step, for training; where it is not typed, no more than the list has classes for")
     add("--train_batch_size", type=number(int, low=1), help="the same; overrides --batch_size")
     add("--test_batch_size", type=number(int, low=1), default=32, help="images at once in evaluation")
     add("--total_images", type=number(int, low=1), help="images an epoch (default: the length of --train_list)")
@@ -98,7 +100,8 @@ def load_data(named, batching, reading, class_dim, before=None, checkpoint="", e
             lists.check_files(samples)
     if parallel.is_first():
         report_sharing(train, val)
-    steps = max(1, (batching.total_images or len(train.paths)) // batching.train_batch_size)
+    step = batch_size if batching.balanced else batching.train_batch_size
+    steps = max(1, (batching.total_images or len(train.paths)) // step)
     return Data(train._replace(labels=np.searchsorted(classes, train.labels)), val, classes, batch_size, steps)
 
 
@@ -126,6 +129,10 @@ def check_batch(train, batching):
     """The images of a step. Raises: UserError where the list can't make such batches."""
     wanted, count = batching.train_batch_size, len(train.paths)
     batch_size = wanted if batching.balanced else min(wanted, count)
+    if not batching.typed:
+        batch_size = largest_batch(train, batching)
+        if batch_size < (wanted if batching.balanced else min(wanted, count)) and parallel.is_first():
+            print(f"note: --train_batch_size={batch_size} instead of {wanted}: the list and the flags allow no more")
     if batch_size % parallel.world_size():
         raise UserError(
             f"a batch of {batch_size} can't be shared evenly by {parallel.world_size()} processes: take a multiple of "
@@ -140,6 +147,20 @@ def check_batch(train, batching):
     elif wanted > count:
         print(f"note: batches of {count}: the list has no more images")
     return batch_size
+
+
+def largest_batch(train, batching):
+    """The most images of a step, up to train_batch_size, that the list allows and the processes can share.
+
+    Where it allows none, train_batch_size, of which an error says why.
+    """
+    wanted, processes = batching.train_batch_size, parallel.world_size()
+    if not batching.balanced:
+        most = min(wanted, len(train.paths))
+        return most - most % processes or most
+    k, classes = batching.samples_each_class, len(np.unique(train.labels))
+    fitting = (n * k for n in range(min(wanted // k, classes), 1, -1) if n * k % processes == 0)
+    return next(fitting, wanted)
 
 
 def training_batches(data, batching, reading, progress):
