@@ -49,7 +49,7 @@ def build_parser():
     add("--with_mem_opt", type=boolean, default=False, help="taken as in the original; inference keeps no activations")
     # fmt: on
     refine.add_refine_arguments(parser)
-    reader.add_data_arguments(parser)
+    reader.add_data_arguments(parser, training=False)
     models.add_model_arguments(parser)
     weights.add_weight_arguments(parser)
     engine.add_engine_arguments(parser)

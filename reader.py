@@ -76,6 +76,7 @@ def read_list(path, data_dir=None, need_labels=True):
     if os.path.isdir(path):
         raise UserError(f"{path}: a folder, not a list file: data/split.py writes lists for a folder of images")
     try:
+        check_text(path)
         rows = [(line, row) for line, row in _rows(path) if row]
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
@@ -95,6 +96,17 @@ def read_list(path, data_dir=None, need_labels=True):
     if how and parallel.is_first():
         print(f"note: {plain(path, 1000)}: paths are read {how}")
     return Samples([os.path.join(folder, row) for row in rows], labels, path, lines)
+
+
+def check_text(path):
+    """Raises a UserError where a file is something else that people have beside their lists; OSError, ValueError."""
+    start = pictures.read_start(path)
+    found = pictures.format_of(start)
+    if found:
+        raise UserError(f"{path}: a picture ({found}), not a list file: a list has '<path> <label>' on each line")
+    for begin, what in ((b"PK\3\4", "an .npz or another zip archive"), (b"\x80", "a pickle, such as .pdparams")):
+        if start.startswith(begin):
+            raise UserError(f"{path}: {what}, not a list file: a list has '<path> <label>' on each line")
 
 
 def _is_labelled(rows, folder):
@@ -381,7 +393,7 @@ def read_in_order(samples, reading, batch_size):
 # ---------------------------------------------------------------- for the scripts
 
 
-def add_data_arguments(parser, training=False):
+def add_data_arguments(parser, training=True):
     """Adds the flags that describe lists and pictures, alike in all scripts.
 
     Args:

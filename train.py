@@ -46,7 +46,7 @@ def build_parser():
     losses.add_loss_arguments(parser)
     data.add_batch_arguments(parser)
     optimizers.add_optimizer_arguments(parser)
-    reader.add_data_arguments(parser, training=True)
+    reader.add_data_arguments(parser)
     models.add_model_arguments(parser)
     weights.add_weight_arguments(parser)
     first = ("train_list", "val_list", "model", "pretrained_model", "loss_name", "lr", "train_batch_size", "num_epochs")

@@ -88,6 +88,9 @@ def test_missing_empty_and_foreign_lists(tmp_path):
         (b"a.jpg 1\nb\0.jpg 1\n", ":2: a zero byte: this is no text, and no list file"),
         (b"a.jpg 1\n" + b"x" * 3_000_000, ":2: more than 65536 characters: this is no list file"),
         (b"a.jpg 1\nb.jpg " + b"9" * 60_000, ":2: the label '99999"),
+        (b"\xff\xd8\xff\xe0" + b"x" * 100, ": a picture (JPEG), not a list file: a list has '<path> <label>' on each"),
+        (b"PK\3\4" + b"\0" * 100, ": an .npz or another zip archive, not a list file"),
+        (b"\x80\2}q\0", ": a pickle, such as .pdparams, not a list file"),
         (b"a.jpg 1\n\x1b[31mb.jpg", ":2: no label on this line: expected '<path> <label>', found '\\x1b[31mb.jpg'"),
     ],
 )

@@ -220,7 +220,6 @@ def report_idle(flags, typed):
         "label_smoothing": not loss.head and flags["alpha"] == 0 and "--alpha=0",
         "dropout": not loss.head and flags["alpha"] == 0 and "--alpha=0",
         "patience": flags["eval_every"] == 0 and "--eval_every=0",
-        "val_list": flags["eval_every"] == 0 and not flags["eval_at_start"] and "--eval_every=0",
         "test_batch_size": flags["eval_every"] == 0 and not flags["eval_at_start"] and "--eval_every=0",
         "batch_size": flags["train_batch_size"] != flags["batch_size"] and "--train_batch_size overrides it",
         "weights": not flags["pretrained_model"] and "no --pretrained_model",
