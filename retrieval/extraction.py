@@ -21,7 +21,7 @@ Opened = collections.namedtuple("Opened", "network settings file_name labels tra
 Features = collections.namedtuple("Features", "features index bad")
 
 
-def open_network(asked, pretrained_model, allow_partial=False, which="ema"):
+def open_network(asked, pretrained_model, allow_partial=False, which=""):
     """The network that eval.py and infer.py run: as --pretrained_model says, or random where none is given.
 
     Args:

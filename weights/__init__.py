@@ -2,7 +2,8 @@
 
 from utility import boolean
 from weights.formats import read_pickle
-from weights.load import DESCRIBED, Weights, check_layers, find_weights, layer_size, load_weights, read_weights
+from weights.load import DESCRIBED, Weights, check_layers, layer_size, load_weights, read_weights
+from weights.places import find_weights
 
 __all__ = [
     "DESCRIBED",
@@ -34,10 +35,11 @@ def add_weight_arguments(parser):
     )
     group.add_argument(
         "--weights",
-        choices=("ema", "model"),
-        default="ema",
-        help="of a checkpoint directory: ema: the average over the steps, where the run kept one (--ema_decay); model: "
-        "the weights of the last step",
+        default="",
+        metavar="NAME",
+        help="of a checkpoint directory: ema (also where nothing is given): the average over the steps, where the run "
+        "kept one (--ema_decay); model: the weights of the last step. Of a file that holds several sets of weights: "
+        "the sub-dict or prefix of the one to take, such as ema or encoder_q; a message lists them",
     )
     group.add_argument(
         "--allow_partial",
