@@ -50,7 +50,7 @@ def beside(file_name):
 
 def _of_url(path):
     """What to do with an address in place of a file."""
-    name = path.rstrip("/").rpartition("/")[2]
+    name = re.split("[?#]", path)[0].rstrip("/").rpartition("/")[2]
     official = [model for model, (url, _) in IMAGENET.items() if url.endswith(f"/{name}")]
     model = official[0] if official else _nearest_model(name)
     itself = f" --model={model}" if model else ""

@@ -28,6 +28,10 @@ def is_of_optimizer(name):
     return bool(_OPTIMIZER.search(name[-40:])) or ".master_weights." in f".{name[:LETTERS]}"
 
 
+def _can_be_weights(name):
+    return len(name) <= LETTERS and not is_of_optimizer(name)
+
+
 def find_sets(tensors):
     """The sets of weights among a file's tensors, the most complete first. It takes time n log n.
 
@@ -54,7 +58,7 @@ def find_sets(tensors):
 
 def _by_prefix(tensors):
     """{prefix: the names behind it, in the file's order} of all prefixes with a layout's sign behind them."""
-    names = [name for name in tensors if len(name) <= LETTERS and not is_of_optimizer(name)]
+    names = [name for name in tensors if _can_be_weights(name)]
     prefixes = {layouts.prefix_of_sign(name) for name in names} - {None}
     groups, around = {prefix: [] for prefix in sorted(prefixes)}, []
     # In sorted order the names behind a prefix follow it, without others between them.
@@ -140,10 +144,9 @@ def _few(words, last):
 
 def not_used(tensors, found):
     """What else is in a file than the set `found`, in few words: lone tensors by name, others by their group."""
-    prefix = found.prefix
-    outside = [name for name in tensors if not name.startswith(prefix)]
-    optimizer, groups = 0, {}
-    for name in (*(prefix + name for name in found.renamed.unused), *outside):
+    prefix, optimizer, groups = found.prefix, 0, {}
+    beside = [name for name in tensors if not (name.startswith(prefix) and _can_be_weights(name))]
+    for name in (*(prefix + name for name in found.renamed.unused), *beside):
         if is_of_optimizer(name):
             optimizer += 1
         else:
