@@ -29,7 +29,7 @@ Opened = collections.namedtuple(
 Features = collections.namedtuple("Features", "features index bad")
 
 
-def open_network(asked, pretrained_model, allow_partial=False, which="ema"):
+def open_network(asked, pretrained_model, allow_partial=False, which=""):
     """The network that eval.py and infer.py run: as --pretrained_model says, or random where none is given.
 
     Args:
@@ -101,7 +101,7 @@ def lists_of_run(flags, typed):
 
 # Flags that would change what is in an exported model, or that it can't heed, and their values where nothing is asked.
 NOT_EXPORTED = {
-    **{"allow_partial": False, "weights": "ema", "head_labels": False, "export_dir": ""},
+    **{"allow_partial": False, "weights": "", "head_labels": False, "export_dir": ""},
     **{"engine": "auto", "precision": "float32", "flip": False, "scales": [1.0], "join_scales": False, "whiten": ""},
     **dict.fromkeys(("class_dim", "embedding_norm", "embedding_size", "last_stride", "head", "head_scale")),
 }

@@ -3,11 +3,13 @@
 import codecs
 import collections
 import contextlib
+import io
 import os
 import pickle
 import struct
 import time
 import tracemalloc
+import zipfile
 
 import numpy as np
 import paddle
@@ -38,9 +40,10 @@ def test_whatever_paddle_save_writes(tmp_path, protocol):
     arrays["columns"] = np.asfortranarray(np.arange(12.0).reshape(3, 4))
     tensors = {name: paddle.to_tensor(value) for name, value in arrays.items()}
     nested = {"model": tensors, "epoch": 3, "best": np.float64(0.5), "lr": {"last_lr": 0.1, "steps": [1, (2,), None]}}
-    for content in (tensors, arrays, nested, {"model": arrays, "epoch": 1}):
+    inside = {f"model.{name}": value for name, value in arrays.items()}
+    for content, wanted in ((tensors, arrays), (arrays, arrays), (nested, inside), ({"model": arrays}, inside)):
         paddle.save(content, path, protocol=protocol)
-        same(formats.read_tensors(path), arrays)
+        same(formats.read_tensors(path), wanted)
 
 
 def test_large_arrays_in_parts_and_pickles_of_python_2(tmp_path):
@@ -199,7 +202,10 @@ def test_a_pickle_with_anything_but_plain_arrays_is_refused(tmp_path, content):
 def test_broken_pickles_allocate_nothing(tmp_path, content):
     path = tmp_path / "broken.pdparams"
     path.write_bytes(content)
-    with measured_memory() as memory, pytest.raises(UserError, match=r"broken\.pdparams: (refused|broken|holds)"):
+    with (
+        measured_memory() as memory,
+        pytest.raises(UserError, match=r"broken\.pdparams: (refused|broken|holds|cut off)"),
+    ):
         weights.read_weights(str(path))
     assert memory() < 4e6
 
@@ -220,6 +226,21 @@ def nested(depth):
     for _ in range(depth):
         items = (items, items)
     return items
+
+
+def shared_dicts(depth):
+    """A dict with 2**depth paths to one array."""
+    content = {"w": np.ones(1)}
+    for _ in range(depth):
+        content = {"a": content, "b": content}
+    return content
+
+
+def deep_dict(depth):
+    content = {"w": np.ones(1)}
+    for _ in range(depth):
+        content = {"a": content}
+    return content
 
 
 LONG_TEXT, PAIRS, ARRAY = "x" * 100_000, [(str(n), n) for n in range(9000)], np.ones(100_000, np.uint8)
@@ -255,6 +276,12 @@ SAME_HASH = b"".join(b"\x8a\x0c" + ((2**61 - 1) * (2**30 + n)).to_bytes(12, "lit
         ({**ALIASES, "UnpackBigParamInfor@@": PARTS}, "broken: parts"),
         ({"0": ARRAY, "1": np.ones(9), "UnpackBigParamInfor@@": MIXED}, "broken: parts"),
         ({"w": "x" * 2_000_000 + "\U0001f600"}, "refused.*more memory"),
+        # Dicts inside each other, whose keys go in front of names.
+        (shared_dicts(30), "names of no known network"),
+        (deep_dict(40), "refused.*more dicts inside each other"),
+        ({"x" * 2000: {"w": ARRAY}}, "refused.*longer keys"),
+        ({"x" * 900: dict.fromkeys(map(str, range(20_000)), np.ones(1))}, "refused.*more memory"),
+        ({"a.b": np.ones(1), "a": {"b": np.ones(1)}}, "refused.*two arrays are called a.b"),
         # Objects of 60 to 200 bytes for each byte.
         (b"\x80\x04}" + b"\x94" * 10**6 + b".", "refused.*too many small objects"),
         (b"\x80\x04(" + b"}" * 10**6 + b"t.", "refused.*too many small objects"),
@@ -364,28 +391,64 @@ def test_hdf5_is_read_as_it_is_long(tmp_path, monkeypatch, write, wanted):
         weights.read_weights(str(path))
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 102530333\n"
+
+
+def zipped(name):
+    """A zip archive of one file."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, bytes(200))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", [1, 2, 20, 500, 10_000, -1])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_that_was_cut_off_says_so(tmp_path, protocol, size):
+    path = tmp_path / "w.pdparams"
+    paddle.save({"model": small_weights(), "epoch": 3}, str(path), protocol=protocol)
+    data = path.read_bytes()[:size]
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"w\.pdparams: cut off: {len(data)} bytes are there; download or copy it"):
+        weights.read_weights(str(path))
+
+
 @pytest.mark.parametrize(
     ("content", "wanted"),
     [
-        (b"", "an empty file"),
-        (
-            b"version https://git-lfs.github.com/spec/v1\n",
-            "a text file, neither Paddle's .pdparams, safetensors nor Keras' .h5",
-        ),
+        (b"", "an empty file: download or copy it again"),
+        (bytes(1000), "zeros: its content never arrived"),
+        (LFS, "a Git LFS pointer, which stands for the file of 102530333 bytes: git lfs pull"),
         (b"<!DOCTYPE html><html>404", "a web page, not weights"),
-        (b"PK\x03\x04" + b"0" * 50, "a PyTorch or NumPy archive.*safetensors.torch.save_file"),
+        (b"\xef\xbb\xbf\n <!-- 404 --><html>", "a web page, not weights"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page, not weights"),
+        (b"404: Not Found\n\x1b", "an unknown format"),
+        (b"404: Not Found\nmore", r"a text file \(404: Not Found \.\.\.\), neither Paddle's .pdparams, safeten"),
+        (b"1234567", "7 bytes, too few for weights: cut off"),
+        (zipped("archive/data.pkl"), "a file of PyTorch.*convert.*docs/weights.md.*safetensors.torch.save_file"),
+        (zipped("resnet50/.format_version"), "a file of PyTorch"),
+        (zipped("resnet50/data.pkl")[:60], "a file of PyTorch"),
+        (zipped("conv1.weight.npy"), "an archive of NumPy.*safetensors.numpy.save_file"),
+        (zipped("metadata.json"), "a .keras archive"),
+        (zipped("a\x1b/model.pdparams"), r"a zip archive \(a\\x1b/model.pdparams ...\): unpack it first"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.", "a file of PyTorch"),
+        (b"\x80\x02}U\x01wctorch._utils\n_rebuild_tensor_v2\n)Rs.", "a file of PyTorch"),
         (fluid_variable(np.ones(3, np.float32)), "one variable of a fluid model.*give the directory"),
         (b"\x1f\x8b\x08\x00" + b"0" * 50, "an archive: unpack it first"),
         (
             np.random.default_rng(0).bytes(7) + b"\xff" + b"{" + np.random.default_rng(1).bytes(40),
             "an unknown format|a text file",
         ),
-        (struct.pack("<Q", 10**9) + b'{"a":', "broken or truncated safetensors"),
-        (safetensors.numpy.save({"a": np.ones(9)})[:-1], "broken or truncated safetensors"),
+        (struct.pack("<Q", 10**9) + b'{"a":', "cut off: 13 bytes are there; download"),
+        (struct.pack("<Q", 500) + b'{"a":', "cut off: 13 bytes are there of 508; download"),
+        (safetensors.numpy.save({"a": np.ones(9)})[:-1], "cut off: 135 bytes are there of 136; download or copy"),
+        (safetensors.numpy.save({"a": np.ones(9)}) + b"0", "broken or truncated safetensors"),
         (safetensors.numpy.save({"a": np.ones(9)}).replace(b"[9]", b"[8]"), "broken or truncated safetensors"),
         (pickle.dumps({"linear.weight": np.ones(9)}), r"names of no known network \(linear.weight ...\); known are"),
         (pickle.dumps({"a\n\x1b[2Jb": np.ones(9)}), r"names of no known network \(a\\n\\x1b\[2Jb ...\); known are"),
         (pickle.dumps({"fc.w/moment1": np.ones(9)}), "the state of an optimizer, not weights"),
+        (pickle.dumps({"opt": {"linear_0.w_0_velocity_0": np.ones(9)}, "epoch": 3}), "the state of an optimizer, not"),
+        (pickle.dumps({"opt": {"master_weights": {"conv2d_0.w_0": np.ones(9)}}}), "the state of an optimizer, not"),
         (pickle.dumps({"epoch": 3}), "holds no tensors"),
         # an array whose content never follows
         (b"\x80\x02}U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87Rs.", "names of no"),

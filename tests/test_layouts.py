@@ -335,7 +335,7 @@ def test_every_name_of_every_layout_and_depth(model):
             )
             for value, name in names(stage, block, number, layer).items():
                 tensors[name] = wanted[ours[value]] = np.zeros(1)
-        found = layouts.recognise(tensors)
+        found = layouts.rename(tensors)
         assert not found.unused and found.tensors.keys() == wanted.keys(), names
         assert all(found.tensors[name] is value for name, value in wanted.items()), names
 
@@ -463,5 +463,19 @@ def test_keras_that_is_broken(tmp_path):
     write_keras(path, False)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match=r"resnet50\.h5: not readable as a file of Keras"):
+    with pytest.raises(UserError, match=r"resnet50\.h5: cut off: \d+ bytes are there of \d+; download"):
         weights.read_weights(str(path))
+
+
+def test_keras_of_a_model_in_a_model(tmp_path):
+    """Keras writes all of an inner model's layers into one group, beside those of the outer one."""
+    h5py = pytest.importorskip("h5py")
+    layers = write_keras(tmp_path / "resnet50.h5", False)
+    with h5py.File(tmp_path / "whole.h5", "w") as file:
+        for layer, values in layers.items():
+            for value, array in values.items():
+                file[f"model_weights/resnet50/{layer}/{value}:0"] = array.astype(np.float32)
+        file["model_weights/dense/dense/kernel:0"] = np.zeros((3, 2), np.float32)
+    inner, whole = (weights.read_weights(str(tmp_path / name)) for name in ("resnet50.h5", "whole.h5"))
+    assert whole.source == "Keras ResNet50, under 'resnet50/'" and whole.unused == ["dense/kernel"]
+    assert all(np.array_equal(value, whole.tensors[name]) for name, value in inner.tensors.items())

@@ -2,7 +2,8 @@
 
 from utility import boolean
 from weights.formats import read_pickle
-from weights.load import DESCRIBED, Weights, check_layers, find_weights, layer_size, load_weights, read_weights
+from weights.load import DESCRIBED, Weights, check_layers, layer_size, load_weights, read_weights
+from weights.places import find_weights
 
 __all__ = [
     "DESCRIBED",
@@ -23,21 +24,19 @@ def add_weight_arguments(parser):
     group.add_argument(
         "--pretrained_model",
         default="",
-        help="weights to start from: a checkpoint directory of train.py (such as output/ResNet50/best); a .pdparams "
-        "file of paddle.vision or PaddleClas, with or without the suffix; a directory of fluid's save_vars with one "
-        "file a variable; a .safetensors file with the names of torchvision or timm; an .h5 "
-        "file of Keras' ResNet50 (with h5py); or imagenet: the official "
-        "ImageNet file of --model, downloaded once. Where a stage halves the resolution cannot be seen in a file: "
-        "Caffe and Keras do it in the first 1x1 convolution (va: --model=ResNet50_va); paddle.vision, PaddleClas, "
-        "torchvision, timm and Paddle's own fluid models in the 3x3 (vb: --model=ResNet50). The wrong one loads "
-        "without an error and costs accuracy",
+        help="weights to start from: a checkpoint directory of train.py (such as output/ResNet50/best); imagenet: the "
+        "official ImageNet file of --model, downloaded once; or a file or folder of others (.pdparams, .safetensors, "
+        ".h5, fluid's save_vars; docs/weights.md). Those of Caffe and Keras need --model=ResNet50_va, which halves the "
+        "resolution in the first 1x1 convolution of a stage: the wrong one loads without an error and costs accuracy. "
+        "eval.py and infer.py also take a folder of infer.py --export_dir",
     )
     group.add_argument(
         "--weights",
-        choices=("ema", "model"),
-        default="ema",
-        help="of a checkpoint directory: ema: the average over the steps, where the run kept one (--ema_decay); model: "
-        "the weights of the last step",
+        default="",
+        metavar="NAME",
+        help="of a checkpoint directory: ema (also where nothing is given): the average over the steps, where the run "
+        "kept one (--ema_decay); model: the weights of the last step. Of a file that holds several sets of weights: "
+        "the sub-dict or prefix of the one to take, such as ema or encoder_q; a message lists them",
     )
     group.add_argument(
         "--allow_partial",

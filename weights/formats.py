@@ -22,6 +22,9 @@ from utility import UserError, plain
 # More files of a fluid model, or names in a file of Keras, than any network has. Each takes time.
 MOST_NAMES = 20_000
 
+# Dicts around a tensor, and letters of their keys.
+DEEPEST, MOST_AROUND = 32, 1000
+
 # ---------------------------------------------------------------- any file
 
 
@@ -44,25 +47,64 @@ def read_tensors(path):
 
 
 def _guess(start):
-    """What a file that is none of ours seems to be."""
+    """What a file that is none of ours seems to be, by its first bytes."""
     if not start:
-        return "an empty file"
+        return "an empty file: download or copy it again"
     if start[:4] == b"PK\3\4":
+        return _guess_zip(start)
+    if start[: len(_OLD_TORCH)] == _OLD_TORCH:
+        return _TORCH
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        size = re.search(rb"\nsize (\d{1,15})\n", start)
+        whole = f" of {int(size[1])} bytes" if size else ""
+        return f"a Git LFS pointer, which stands for the file{whole}: git lfs pull fetches it"
+    if start[:12] == bytes(12) and start.strip(b"\0"):
         return (
-            "a PyTorch or NumPy archive, which is not read here: save the state_dict with safetensors.torch.save_file "
-            "and give that file"
+            "one variable of a fluid model, or all of them joined without their names (.pdiparams): give the directory "
+            "that save_vars wrote with one file a variable, or the .pdparams that the model was exported from"
         )
-    if start[:12] == bytes(12):
-        return (
-            "one variable of a fluid model, or all of them joined without their names: give the directory that "
-            "save_vars wrote with one file a variable"
-        )
+    if not start.strip(b"\0"):
+        return "zeros: its content never arrived; download or copy it again"
     if start[:4] in (b"\x1f\x8b\x08\0", b"\x1f\x8b\x08\x08") or start[257:262] == b"ustar":
         return "an archive: unpack it first"
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page, not weights: the download went wrong"
-    what = "a text file" if all(byte >= 32 or byte in b"\t\n\r\f" for byte in start) else "an unknown format"
-    return f"{what}, neither Paddle's .pdparams, safetensors nor Keras' .h5"
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.lower().startswith((b"<!doctype", b"<html", b"<head", b"<body", b"<script", b"<!--", b"<?xml")):
+        return "a web page, not weights: the download went wrong; fetch the file itself"
+    if len(start) < 9:
+        return f"{len(start)} bytes, too few for weights: cut off; download or copy it again"
+    known = "neither Paddle's .pdparams, safetensors nor Keras' .h5"
+    if all(byte >= 32 or byte in b"\t\n\r\f" for byte in start):
+        line = plain(text[:60].decode("utf-8", "replace").strip().split("\n")[0], 60)
+        return f"a text file ({line} ...), {known}"
+    return f"an unknown format, {known}"
+
+
+# The number with which torch.save began before it wrote zip archives.
+_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_TORCH = (
+    "a file of PyTorch, which is not read here: convert it where PyTorch is, as docs/weights.md says "
+    '(safetensors.torch.save_file(torch.load("x.pth"), "x.safetensors")), and give that file'
+)
+
+
+def _guess_zip(start):
+    """What a zip archive seems to be, by the name of its first file."""
+    name = start[30 : 30 + int.from_bytes(start[26:28], "little")]
+    if name.endswith(b".npy"):
+        return (
+            "an archive of NumPy, which is not read here: convert it "
+            '(safetensors.numpy.save_file(dict(numpy.load("x.npz")), "x.safetensors")), and give that file'
+        )
+    if name in (b"metadata.json", b"config.json", b"model.weights.h5"):
+        return "a .keras archive of Keras 3, which is not read here: the .h5 files of keras.applications are"
+    if re.fullmatch(rb"[^/]+/(data\.pkl|\.format_version|\.data/.*|byteorder|version|constants\.pkl|code/.*)", name):
+        return _TORCH
+    return f"a zip archive ({plain(name.decode('utf-8', 'replace'), 60)} ...): unpack it first"
+
+
+def _cut_off(path, size, whole=None):
+    there = f"{size} bytes are there" + (f" of {whole}" if whole else "")
+    return UserError(f"{path}: cut off: {there}; download or copy it again")
 
 
 @contextlib.contextmanager
@@ -221,6 +263,10 @@ for _module in ("builtins", "__builtin__"):
     _STAND_INS[_module, "eval"] = _evaluated
 
 
+class _OfTorch(Exception):
+    """Raised where a pickle names functions of PyTorch."""
+
+
 class _Unpickler:
     """Runs the instructions that Paddle and NumPy write, from Python 2 on in pickle's protocols 2 to 4, and no others.
 
@@ -256,7 +302,7 @@ class _Unpickler:
 
     def take(self, count):
         if count > self.left:
-            raise EOFError(f"{count} bytes announced, {self.left} there")
+            raise EOFError
         self.left -= count
         return self.file.read(count)
 
@@ -266,6 +312,8 @@ class _Unpickler:
     def line(self):
         line = self.file.readline(80)
         self.left -= len(line)
+        if line[-1:] != b"\n" and not self.left:
+            raise EOFError
         if line[-1:] != b"\n":
             raise pickle.UnpicklingError("a long name")
         return line[:-1].decode("ascii")
@@ -308,6 +356,8 @@ class _Unpickler:
     def stand_in(self, module, name):
         if not (isinstance(module, str) and isinstance(name, str)):
             raise pickle.UnpicklingError("an object without a name")
+        if module.partition(".")[0] == "torch":
+            raise _OfTorch
         if (module, name) not in _STAND_INS:
             raise pickle.UnpicklingError(f"the forbidden object {plain(module)}.{plain(name)}")
         return _STAND_INS[module, name]
@@ -386,20 +436,18 @@ _ACTIONS = {
 def read_pickle(path):
     """What a .pdparams or .pdopt file holds, without running anything that hides in it.
 
-    Returns: {name: np.ndarray}; entries that are no arrays are left out. Where a dict holds the state dict under some
-        key ({"model": ..., "epoch": 3}), that one is returned.
+    Returns: {name: np.ndarray}. An array in a dict or list inside has the keys around it in front of its name:
+        "model.conv1.weight" of {"model": {"conv1.weight": ...}, "epoch": 3}. What is no array is left out.
     Raises: UserError where the file is missing, broken, or holds anything but arrays, dicts, lists and numbers.
     """
     with _opened(path) as file:
         content, size = _content(path, file), os.fstat(file.fileno()).st_size
-    if not isinstance(content, dict):
+    if not isinstance(content, (dict, list, tuple)):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
-    tensors = _arrays(content)
-    if not tensors:
-        # By identity: a file may name one dict many times.
-        dicts = {id(value): value for value in content.values() if isinstance(value, dict)}
-        inner = [found for value in dicts.values() if (found := _arrays(value))]
-        tensors = inner[0] if len(inner) == 1 else {}
+    try:
+        tensors = _Arrays(content, size).found
+    except ValueError as error:
+        raise UserError(f"{path}: refused: not a plain file of weights ({error})") from None
     try:
         return _join_parts(content, tensors, size)
     except Exception as error:
@@ -408,24 +456,54 @@ def read_pickle(path):
 
 def _content(path, file):
     start = file.read(512)
-    if start[:1] != b"\x80":
+    if start[:1] != b"\x80" or start.startswith(_OLD_TORCH):
         raise UserError(f"{path}: {_guess(start)}")
     file.seek(0)
+    size = os.fstat(file.fileno()).st_size
     try:
-        return _Unpickler(file, os.fstat(file.fileno()).st_size).load()
+        return _Unpickler(file, size).load()
+    except EOFError:
+        raise _cut_off(path, size) from None
+    except _OfTorch:
+        raise UserError(f"{path}: {_TORCH}") from None
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: refused: not a plain file of weights ({plain(error)})") from None
     except Exception as error:  # a broken pickle raises nearly anything
         raise UserError(f"{path}: broken or truncated ({type(error).__name__}: {plain(error)})") from None
 
 
-def _arrays(content):
-    return {n: v.value for n, v in content.items() if isinstance(n, str) and isinstance(v, _Array)}
+class _Arrays:
+    """{name: array} of the arrays in dicts and lists inside each other.
+
+    Each container is looked at once: a file may name one as often as it likes, also inside itself. Names that are put
+    together are limited as what is copied while it is read.
+    """
+
+    def __init__(self, content, size):
+        self.found, self.seen, self.left = {}, set(), 2 * size + 2**20
+        self.add(content, "", 0)
+
+    def add(self, content, around, depth):
+        self.seen.add(id(content))
+        if depth > DEEPEST or len(around) > MOST_AROUND:
+            raise ValueError("more dicts inside each other, or longer keys of them, than any network has")
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            if isinstance(value, _Array):
+                name = f"{around}{key}" if around else str(key)
+                self.left -= len(around) * (1 if name.isascii() else 4)
+                if self.left < 0:
+                    raise ValueError("more memory asked for than the file is long")
+                if name in self.found:
+                    raise ValueError(f"two arrays are called {plain(name, 60)}")
+                self.found[name] = value.value
+            elif isinstance(value, (dict, list, tuple)) and id(value) not in self.seen:
+                self.add(value, f"{around}{str(key)[: MOST_AROUND + 1]}.", depth + 1)
 
 
 def _join_parts(content, tensors, size):
     """Undoes how Paddle cuts arrays of 1 GiB and more under pickle protocols 2 and 3, in a file of `size` bytes."""
-    for name, how in content.get("UnpackBigParamInfor@@", {}).items():
+    cut = content.get("UnpackBigParamInfor@@", {}) if isinstance(content, dict) else {}
+    for name, how in cut.items():
         if not all(isinstance(part, str) for part in how["slices"]):
             raise ValueError("a part without a name")
         parts = [tensors.pop(part) for part in how["slices"]]
@@ -457,9 +535,14 @@ def read_safetensors(path):
         raise UserError(f"{path}: reading safetensors needs the package: pip install safetensors") from None
     data = _read(path)
     header = int.from_bytes(data[:8], "little")
-    if header > 2**20 and header < len(data):
+    if header + 8 > len(data):
+        raise _cut_off(path, len(data), header + 8 if header < 2**20 else None)
+    if header > 2**20:
         # The library takes some 30 bytes for each of them. A network has about 100 for each tensor.
         raise UserError(f"{path}: a header of {header} bytes; up to {2**20} are read")
+    whole = header + 8 + _announced(data[8 : 8 + header])
+    if whole > len(data):
+        raise _cut_off(path, len(data), whole)
     try:
         found = safetensors.deserialize(data)
         return {
@@ -469,6 +552,12 @@ def read_safetensors(path):
         }
     except Exception as error:
         raise UserError(f"{path}: broken or truncated safetensors ({plain(error)})") from None
+
+
+def _announced(header):
+    """How many bytes of arrays a header of safetensors announces; 0 where it is none: the library complains."""
+    ends = re.findall(rb'"data_offsets"\s*:\s*\[\s*\d{1,15}\s*,\s*(\d{1,15})\s*\]', header)
+    return max((int(end) for end in ends), default=0)
 
 
 # ---------------------------------------------------------------- fluid: one file a variable
@@ -588,7 +677,8 @@ _KERAS_VALUE = re.compile(
 
 
 def read_hdf5(path):
-    """The weights in a file of Keras: {"<layer>/<value>": array}, such as "conv1_conv/kernel".
+    """The weights in a file of Keras: {"<layer>/<value>": array}, such as "conv1_conv/kernel", or of a model in a model
+    "resnet50/conv1_conv/kernel".
 
     Raises: UserError without h5py, or where the file is broken.
     """
@@ -600,8 +690,10 @@ def read_hdf5(path):
     try:
         with h5py.File(path, "r") as file:
             for name, item in _datasets(h5py, file, set(), iter(range(MOST_NAMES))):
-                layer = name.removeprefix("model_weights/").split("/")[0]
-                value = _KERAS_VALUE.fullmatch(name.rsplit("/", 1)[-1])
+                *around, last = name.removeprefix("model_weights/").split("/")
+                # Keras repeats a layer's name: conv1_conv/conv1_conv/kernel:0. A model may stand in a model.
+                layer = "/".join(one for one, other in zip(around, (*around[1:], None)) if one != other)
+                value = _KERAS_VALUE.fullmatch(last)
                 if value and item.dtype.kind == "f":
                     _check_plain(h5py, item)
                     left -= item.nbytes  # of all of them, as several may lie on the same bytes
@@ -609,6 +701,9 @@ def read_hdf5(path):
                         raise ValueError(f"{plain(name)} is larger than the file")
                     found[f"{layer}/{value[1]}"] = item[()]
     except Exception as error:  # the library raises nearly anything for a broken file
+        cut = re.search(r"truncated file: eof = (\d+),.* stored_eof = (\d+)", str(error))
+        if cut:
+            raise _cut_off(path, cut[1], cut[2]) from None
         raise UserError(f"{path}: not readable as a file of Keras: {plain(error)}") from None
     return found
 

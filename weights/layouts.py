@@ -127,11 +127,13 @@ _KERAS = {
 }
 # What Keras subtracts from the RGB values 0..255 of a picture; it takes them as BGR.
 _KERAS_MEAN = (123.68, 116.779, 103.939)
-_PARTS_HERE = ("backbone", "pool", "embedding", "head")
 _OWN = r"backbone\.conv1\.weight"
+_OWN_NAMES = re.compile(r"backbone\..*\.(?:weight|bias|_mean|_variance)|(?:pool|embedding|head)\..*", re.DOTALL)
 _GENERATED = r"conv2d_\d+\.w_0"
-# Wrappers put these in front of every name: data-parallel layers, PaddleClas' retrieval models.
-_PREFIXES = ("", "module.", "_layers.", "backbone.")
+_SIGNS = [_OWN, _GENERATED, *(layout.sign for layout, _ in _KERAS.values()), *(layout.sign for layout in _LAYOUTS)]
+_SIGN = re.compile(rf"(?:{'|'.join(_SIGNS)})\Z")
+_LAST_WORDS = ("weight", "weights", "_mean", ".w_0", "/kernel", "/W")  # of the signs: most names have none of them
+_LONGEST = 60  # letters of a name of any layout
 
 # Files of a fluid directory that can be weights. Momentum and other state of an optimizer have longer names.
 FLUID_NAMES = re.compile(
@@ -146,37 +148,33 @@ def is_fluid_directory(names):
     return any(re.fullmatch(rf"res2a_branch2a_weights|conv2_1_x1_weights|{_GENERATED}", name) for name in names)
 
 
-def recognise(tensors):
-    """Our names for the weights of a file.
+def prefix_of_sign(name):
+    """What stands in front of a layout's sign at the end of a name, None where there is none."""
+    match = _SIGN.search(name) if name.endswith(_LAST_WORDS) else None
+    return name[: match.start()] if match else None
+
+
+def rename(tensors):
+    """Our names for the weights among tensors without a prefix.
 
     Returns: Renamed, or None where the names are of no layout.
     """
-    for prefix in _PREFIXES:
-        inner = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-        renamed = _rename(inner)
-        if renamed:
-            outside = [name for name in tensors if not name.startswith(prefix)]
-            return renamed._replace(unused=renamed.unused + outside)
-    return None
-
-
-def _rename(tensors):
-    """`recognise` without a wrapper's prefix."""
-    if _has(tensors, _OWN):
-        ours = {name: value for name, value in tensors.items() if name.split(".")[0] in _PARTS_HERE}
+    signs = [name for name in tensors if prefix_of_sign(name) == ""]
+    if _has(signs, _OWN):
+        ours = {name: value for name, value in tensors.items() if _OWN_NAMES.fullmatch(name)}
         return Renamed("this project", ours, [name for name in tensors if name not in ours], "")
-    if _has(tensors, _GENERATED):
+    if _has(signs, _GENERATED):
         return _from_generated(tensors)
     for layout, epsilon in _KERAS.values():
-        if _has(tensors, layout.sign):
+        if _has(signs, layout.sign):
             renamed = _from_layout(tensors, layout)
             return renamed._replace(tensors=_from_keras(renamed.tensors, epsilon))
-    layout = next((layout for layout in _LAYOUTS if _has(tensors, layout.sign)), None)
+    layout = next((layout for layout in _LAYOUTS if _has(signs, layout.sign)), None)
     return _from_layout(tensors, layout) if layout else None
 
 
-def _has(tensors, pattern):
-    return any(re.fullmatch(pattern, name) for name in tensors)
+def _has(names, pattern):
+    return any(re.fullmatch(pattern, name) for name in names)
 
 
 def _from_layout(tensors, layout):
@@ -184,7 +182,7 @@ def _from_layout(tensors, layout):
     stages = _stages(tensors)
     for name, value in tensors.items():
         own = None
-        for pattern in layout.patterns:
+        for pattern in layout.patterns if len(name) <= _LONGEST else ():
             match = re.fullmatch(pattern, name)
             if match:
                 own = _own_name(match.groupdict(), layout.first, stages)
@@ -244,7 +242,13 @@ def _from_keras(found, epsilon):
     scale: all of that goes into kernels and statistics, so that the outputs are the same.
 
     Only where the first convolution reaches beyond the edge, its mean (123.68 for 123.675) is another.
+
+    Raises: ValueError for arrays that have many names: each would be copied.
     """
+    values = [np.asarray(value) for value in found.values()]
+    held = {value.__array_interface__["data"][0]: value.nbytes for value in values}
+    if sum(value.nbytes for value in values) > sum(held.values()) + 2**20:
+        raise ValueError("one array has the names of many")
     tensors = {}
     for name, value in found.items():
         layer, _, what = name.rpartition(".")
@@ -329,14 +333,18 @@ def _from_generated(tensors):
     return Renamed("fluid", found, unused, "")
 
 
+def _blocks(tensors):
+    """{(stage, block)} of the blocks that have tensors, as text."""
+    matches = (re.match(r"backbone\.layer(\d)\.(\d+)\.", name) for name in tensors)
+    return {match.groups() for match in matches if match}
+
+
 def architecture(tensors):
     """What network these weights (under our names) belong to, such as ResNet50 or SE_ResNeXt101_32x4d, or None.
 
     Strides have no weights: ResNet50 stands for ResNet50_va, too.
     """
-    blocks = {
-        match.groups() for match in (re.match(r"backbone\.layer(\d)\.(\d+)\.", name) for name in tensors) if match
-    }
+    blocks = _blocks(tensors)
     stages = tuple(sum(stage == str(number) for stage, _ in blocks) for number in range(1, 5))
     middle = tensors.get("backbone.layer1.0.conv2.weight")
     if middle is None or middle.ndim != 4:
@@ -354,6 +362,26 @@ def architecture(tensors):
     if width > group:
         return f"{name}ResNeXt{depth}{vd}_{width // group}x{group}d"
     return f"{name}ResNet{depth}{vd}" if width == 64 else f"wide {name}ResNet{depth}{vd}"
+
+
+def missing(tensors):
+    """How many tensors these weights (under our names) lack of the network that `architecture` sees in them."""
+    deep, bottleneck = "backbone.conv1_2.weight" in tensors, "backbone.layer1.0.conv3.weight" in tensors
+    convs = ["conv1", "conv1_2", "conv1_3"] if deep else ["conv1"]
+    linears = []
+    for stage, number in _blocks(tensors):
+        block = f"layer{stage}.{number}."
+        convs += [f"{block}conv{part}" for part in ((1, 2, 3) if bottleneck else (1, 2))]
+        if number == "0" and (bottleneck or stage != "1"):
+            convs.append(f"{block}downsample.0")
+        if "backbone.layer1.0.squeeze.weight" in tensors:
+            linears += [f"{block}squeeze", f"{block}excitation"]
+    wanted = [f"{conv}.weight" for conv in convs]
+    for conv in convs:
+        norm = conv.replace("downsample.0", "downsample.1").replace("conv", "bn")
+        wanted += [f"{norm}.{value}" for value in ("weight", "bias", "_mean", "_variance")]
+    wanted += [f"{linear}.{value}" for linear in linears for value in ("weight", "bias")]
+    return sum(f"backbone.{name}" not in tensors for name in wanted)
 
 
 def dtype_name(array):

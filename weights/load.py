@@ -1,27 +1,26 @@
-"""Weights that somebody already has: find them, recognise what they are, load them and say what was loaded."""
+"""Weights that somebody already has: read them, recognise what they are, load them and say what was loaded."""
 
 import collections
-import difflib
 import os
 
 import numpy as np
 
 import models
 from utility import UserError, plain
-from weights import layouts
-from weights.checkpoint import DESCRIPTION, EMA_FILE, WEIGHTS_FILE, check_sum, read_description, resolve
+from weights import layouts, sets
+from weights.checkpoint import DESCRIPTION, EMA_FILE, WEIGHTS_FILE, check_sum, read_description
 from weights.formats import bfloat16_to_float32, read_fluid_directory, read_tensors
-from weights.imagenet import imagenet_file
+from weights.places import beside, find_weights
 
 # tensors: {name here: array as in the file}; state: what train.py stored beside them, or None; source: a few words on
-# who wrote what; unused: names in the file that mean nothing here; hint: a reason known for weights that don't fit.
+# who wrote what; unused: what else is in the file, in words; hint: a reason known for weights that don't fit.
 Weights = collections.namedtuple("Weights", "tensors file_name state source unused hint")
 
 LARGE = 2**24  # values of a layer, 64 MB, that are not built on a file's word alone
 # What a description must have for its weights to be used.
 DESCRIBED = ("epoch", "settings", "labels", "trained_labels")
 
-# ---------------------------------------------------------------- find and recognise
+# ---------------------------------------------------------------- read and recognise
 
 
 def read_state(file_name):
@@ -31,18 +30,19 @@ def read_state(file_name):
     return read_description(folder, DESCRIBED) if described else None
 
 
-def read_weights(path, model=None, which="ema"):
+def read_weights(path, model=None, which=""):
     """Reads weights, whatever they are.
 
     Args:
-        path: a checkpoint directory of train.py; a .pdparams or .safetensors file, recognised by its content; the path
-            of a .pdparams file without the suffix; a directory of fluid's save_vars; or "imagenet", for the official
-            file of `model`.
-        which: of a checkpoint directory, "ema": the average over the steps, where there is one; "model": the weights of
-            the last step.
+        path: a checkpoint directory of train.py; a .pdparams, .safetensors or .h5 file, recognised by its content; the
+            path of a .pdparams file without the suffix; a directory of fluid's save_vars; or "imagenet", for the
+            official file of `model`.
+        which: of a checkpoint directory, "ema" or "": the average over the steps, where there is one; "model": the
+            weights of the last step. Of a file with several sets of weights, the sub-dict or prefix of one.
 
     Returns: Weights
-    Raises: UserError where there are none, where they are broken or unsafe, or of no known network.
+    Raises: UserError where there are none, where they are broken or unsafe, of no known network, or where it takes a
+        choice.
     """
     file_name = find_weights(path, model, which)
     if os.path.isdir(file_name):
@@ -52,86 +52,39 @@ def read_weights(path, model=None, which="ema"):
     state = read_state(file_name)
     if state:
         check_sum(file_name, state)
-    renamed = layouts.recognise(tensors)
-    if renamed is None:
-        raise UserError(f"{file_name}: {_unknown_names(tensors)}")
+    try:
+        found = sets.find_sets(tensors)
+    except ValueError as error:
+        raise UserError(f"{file_name}: refused: {error}") from None
+    if not found:
+        raise UserError(f"{file_name}: {_unknown_names(tensors, file_name)}")
+    found = sets.choose(found, None if state else model, "" if state else which, file_name)
+    renamed = found.renamed
     classes = _layer_size(renamed.tensors, "head")
     if state and classes and len(state["labels"]) > classes:
         raise UserError(
             f"{file_name}: a head of {classes} classes, but {DESCRIPTION} has {len(state['labels'])} labels"
         )
-    network = state["settings"].get("model") if state else layouts.architecture(renamed.tensors) or "network"
+    network = state["settings"].get("model") if state else found.network or "network"
     source = f"{renamed.writer} {network}" + (f", epoch {state['epoch']}" if state else "")
     if state and os.path.basename(file_name) == EMA_FILE:
         source += ", average over its steps"
-    return Weights(renamed.tensors, file_name, state, source, renamed.unused, renamed.hint)
+    if found.prefix:
+        source += f", under {plain(found.prefix, 60)!r}"
+    return Weights(renamed.tensors, file_name, state, source, sets.not_used(tensors, found), renamed.hint)
 
 
-def _unknown_names(tensors):
+def _unknown_names(tensors, file_name):
+    """What to say of tensors of which none are known weights."""
     if not tensors:
         return "holds no tensors"
-    if any(word in name for name in tensors for word in ("moment", "velocity", "beta1_pow")):
-        return "the state of an optimizer, not weights: give the .pdparams beside it"
-    names = ", ".join(plain(name) for name in list(tensors)[:3])
+    if any(map(sets.is_of_optimizer, tensors)):
+        return f"the state of an optimizer, not weights: give {beside(file_name) or 'the .pdparams beside it'}"
+    names = ", ".join(plain(name, 60) for name in list(tensors)[:3])
     return (
         f"names of no known network ({names} ...); known are those of this project, paddle.vision, PaddleClas, fluid, "
-        "torchvision and timm, for ResNet and SE_ResNeXt"
+        "torchvision, timm and Keras, for ResNet and SE_ResNeXt, in any sub-dict and behind any prefix"
     )
-
-
-def find_weights(path, model=None, which="ema"):
-    """The file, or the directory of a fluid model, that `path` means for `model`; see read_weights."""
-    if path == "imagenet":
-        path = imagenet_file(model)
-    path = resolve(path)
-    try:
-        names = sorted(os.listdir(path)) if os.path.isdir(path) else []
-    except OSError as error:
-        raise UserError(f"{path}: cannot read: {error.strerror}") from None
-    if which == "ema" and {WEIGHTS_FILE, EMA_FILE} <= set(names):
-        return os.path.join(path, EMA_FILE)
-    if WEIGHTS_FILE in names:
-        return os.path.join(path, WEIGHTS_FILE)
-    if layouts.is_fluid_directory(names):
-        return path
-    for file_name in (path, f"{path}.pdparams"):
-        if os.path.isfile(file_name):
-            return file_name
-    if os.path.isdir(path):
-        raise UserError(f"{path}: no weights there: {_other_directory(path, names)}")
-    raise UserError(f"{path}: no weights there: {_typo(path)}")
-
-
-def _other_directory(path, names):
-    """What to do with a directory that is no checkpoint."""
-    for link in ("best", "latest"):
-        if os.path.exists(os.path.join(resolve(os.path.join(path, link)), WEIGHTS_FILE)):
-            return f"it holds the checkpoints of a run; give one of them, such as {os.path.join(path, link)}"
-    files = [name for name in names if name.endswith((".pdparams", ".safetensors"))]
-    if files:
-        return f"give one of the files in it: {', '.join(files[:5])}"
-    if "__model__" in names:
-        return "a fluid model whose variables are joined in one file, without their names; save them one file each"
-    return "neither a checkpoint directory of train.py nor one of a fluid model with a file for each variable"
-
-
-def _typo(path):
-    """What of `path` does not exist, and what is there instead."""
-    if "/" not in path and path.lower().startswith(("resnet", "se_resnext")):
-        return f"no file of this name; --pretrained_model=imagenet --model={path} takes the official ImageNet weights"
-    missing = path.rstrip("/")
-    while os.path.dirname(missing) and not os.path.isdir(os.path.dirname(missing)):
-        missing = os.path.dirname(missing)
-    parent, name = os.path.split(missing)
-    try:
-        names = os.listdir(parent or ".")
-    except OSError:
-        names = []
-    stems = {entry: entry for entry in names} | {entry[:-9]: entry for entry in names if entry.endswith(".pdparams")}
-    close = difflib.get_close_matches(name, stems, n=1, cutoff=0.6)
-    meant = f"; did you mean {os.path.join(parent, stems[close[0]])}?" if close else ""
-    neither = name if name.endswith((".pdparams", ".safetensors")) else f"{name} and no {name}.pdparams"
-    return f"{parent or 'the working directory'} has no {neither}{meant}"
 
 
 # ---------------------------------------------------------------- load
@@ -179,7 +132,7 @@ def load_weights(network, weights, model, head="fit", allow_partial=False):
         account.append(f"--allow_partial passed over {_five(of_backbone)}")
     account += [_account(part, wanted, weights.tensors, wrong) for part in ("pool", "embedding", "head")]
     if weights.unused:
-        account.append(f"unknown and not used: {_five(dict.fromkeys(weights.unused))}")
+        account.append(f"not used: {_five(dict.fromkeys(weights.unused))}")
     return plain("; ".join(filter(None, account)), 2000)
 
 
