@@ -1,6 +1,7 @@
 """What is loaded, what is not, and what is said about it; and where weights are looked for."""
 
 import os
+import pickle
 import re
 import shutil
 import time
@@ -466,4 +467,4 @@ def test_one_array_under_the_names_of_many(tmp_path):
     with open(tmp_path / "w.pdparams", "wb") as file:
         pickle.dump(dict.fromkeys(names, kernel), file, protocol=2)
     with pytest.raises(UserError, match=r"w\.pdparams: refused: one array has the names of many"):
-        read_weights(str(tmp_path / "w.pdparams"))
+        weights.read_weights(str(tmp_path / "w.pdparams"))
