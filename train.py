@@ -70,7 +70,7 @@ def main():
     args = argparse.Namespace(**begin.flags)
     args.seed = parallel.from_first(args.seed)
     settings, reading = fill(start.RunSettings, args), fill(reader.Reading, args)
-    batching = fill(data.Batching, args, typed="train_batch_size" in typed)
+    batching = fill(data.Batching, args, typed="train_batch_size" in typed or bool(begin.before))
     schedule = fill(optimizers.Schedule, args)
     lists = data.load_data(
         fill(data.Lists, args), batching, reading, args.class_dim, begin.labels, begin.checkpoint, settings.evaluates
