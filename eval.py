@@ -64,7 +64,7 @@ def main():
     process.join_early(args.use_gpu, args.seed)
     query = reader.read_list(args.val_list, args.data_dir)
     gallery = reader.read_list(args.gallery_list, args.data_dir) if args.gallery_list else None
-    check_lists(query, gallery, args.on_bad_image)
+    check_lists(query, gallery, args.train_list, args.data_dir, args.on_bad_image)
     check_output(args.output_json)
     refinement = utility.fill(refine.Refinement, args)
     refine.check_refinement(refinement)
@@ -116,7 +116,7 @@ REFINED = ("recall@", "MAP@R", "R-precision")
 
 def idle_flags(flags):
     """{flag: why} of those that have no effect beside the others, {name: value}."""
-    why = {"train_list": "nothing is trained", **refine.idle_flags(flags), **extraction.idle_flags(flags)}
+    why = {**refine.idle_flags(flags), **extraction.idle_flags(flags)}
     return why if flags["gallery_list"] else {**why, "exclude_self": "no --gallery_list"}
 
 
@@ -129,8 +129,12 @@ def print_figures(result, how, remarks):
         print(f"note: {remark}")
 
 
-def check_lists(query, gallery, on_bad_image):
-    """Raises a UserError where there is nothing to find, or where pictures are missing; reports what is there twice."""
+def check_lists(query, gallery, train_list, data_dir, on_bad_image):
+    """Raises a UserError where there is nothing to find, or where pictures are missing; reports what is there twice.
+
+    Args:
+        train_list: the list that the network was trained on, or None where it is not known.
+    """
     if gallery and not np.isin(query.labels, gallery.labels).any():
         raise UserError(f"{gallery.source}: has no image of any class of {query.source}: nothing to find")
     both = [query, gallery] if gallery else [query]
@@ -138,11 +142,14 @@ def check_lists(query, gallery, on_bad_image):
         for samples in both:
             lists.check_files(samples)
     if parallel.is_first():
-        identities = lists.identify(*both)
+        train = [reader.read_list(train_list, data_dir)] if train_list else []
+        identities = lists.identify(*both, *train)
         for samples, identity in zip(both, identities):
             lists.report_repeated(samples, identity)
+        if train:
+            lists.report_shared(query, identities[0], identities[-1], "training images")
         if gallery:
-            report_copies(query, *identities)
+            report_copies(query, *identities[:2])
 
 
 def report_copies(query, identity, other):
@@ -160,11 +167,8 @@ def report_copies(query, identity, other):
     copied = [index for index, (place, content) in enumerate(pairs) if places.get(content, set()) - {place}]
     if copied:
         first = reader.where(query, copied[0])
-        print(
-            f"warning: {len(copied)} of {len(query.paths)} queries have a copy in the gallery under another name, that "
-            f"each finds; the first: {first}",
-            file=sys.stderr,
-        )
+        count = f"{len(copied)} of {len(query.paths)} queries"
+        print(f"warning: {count} find a copy in the gallery under another name; the first: {first}", file=sys.stderr)
 
 
 def check_output(path):

@@ -94,7 +94,8 @@ def main():
     if not args.class_dim:
         print("note: this network has no softmax head, so there are no scores; --feature_file writes the features")
     scores = Scores(samples, opened)
-    found = extraction.extract(network, samples, reading, args.batch_size, None if args.quiet else scores.show)
+    show = None if args.quiet and args.feature_file else scores.show
+    found = extraction.extract(network, samples, reading, args.batch_size, show)
     if not parallel.is_first():
         return
     scores.show_names()

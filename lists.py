@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import errno
 import hashlib
 import os
 import sys
@@ -62,10 +63,15 @@ def _unreadable(paths, folder, indices):
     return found
 
 
+def _is_loop(error):
+    return getattr(error, "errno", None) == errno.ELOOP
+
+
 def _why(path, error, near):
     """Why a picture can't be opened, in words, and what is there in its place."""
     if os.path.islink(path) and not os.path.exists(path):
-        return f"a link to {plain(os.readlink(path), 1000)}, which is not there"
+        to = plain(os.readlink(path), 1000)
+        return f"a link to {to}, which leads to itself" if _is_loop(error) else f"a link to {to}, which is not there"
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return getattr(error, "strerror", None) or str(error)
     return f"no such image; {spelling.what_differs(path, near or os.curdir) or 'is --data_dir right?'}"

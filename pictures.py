@@ -35,8 +35,8 @@ _FORMATS = {name: re.compile(pattern, re.DOTALL) for name, pattern in _FORMATS.i
 
 HIDDEN, NO_PICTURE, EMPTY, UNREADABLE = "hidden", "no pictures", "empty", "unreadable"
 NO_HEIC = "in HEIC, which is read where pillow-heif is installed"
-TWICE = "folders that were reached before by another name"
-UNREADABLE_FOLDER = "folders that cannot be read"
+TWICE = "reached before by another name"
+UNREADABLE_FOLDER = "not to be opened"
 _COPIES = ("__MACOSX", "@eaDir")  # folders that systems put beside ours, full of what looks like pictures or is none
 
 
@@ -66,23 +66,28 @@ def reason_against(path):
 
 
 class LeftOut:
-    """What is left out of folders, counted by reason, for one line."""
+    """What is left out of folders, counted by reason, for one line.
 
-    def __init__(self):
+    Args:
+        expected: a compiled pattern of the names that nobody needs to hear of, or None.
+    """
+
+    def __init__(self, expected=None):
+        self.expected = expected
         self.found = {}  # reason: [count, the first of them]
         self.folders = False  # whether there are folders among it
 
     def add(self, reason, path, why="", count=1, folder=False):
         """Counts something. `why`: what the system says of it."""
+        if self.expected and self.expected.fullmatch(os.path.basename(path)):
+            return
         counted = self.found.setdefault(reason, [0, f"{path}: {why}" if why else path])
         counted[0] += count
         self.folders |= folder
 
     def __str__(self):
         total = sum(count for count, _ in self.found.values())
-        what = "file" if total == 1 else "files"
-        if self.folders:
-            what = "files and folders"
+        what = "file" if total == 1 else "files and folders" if self.folders else "files"
         reasons = (f"{n} {reason} (first: {plain(first, 1000)})" for reason, (n, first) in self.found.items())
         return f"left out {total} {what}: {', '.join(reasons)}"
 

@@ -101,6 +101,8 @@ def read_list(path, data_dir=None, need_labels=True):
 def check_text(path):
     """Raises a UserError where a file is something else that people have beside their lists; OSError, ValueError."""
     start = pictures.read_start(path)
+    if is_utf_16(start):
+        raise UserError(f"{path}: is in UTF-16, as PowerShell writes it: save it as UTF-8")
     found = pictures.format_of(start)
     if found:
         raise UserError(f"{path}: a picture ({found}), not a list file: a list has '<path> <label>' on each line")
@@ -123,7 +125,7 @@ def _parse(path, line, row):
         message = f"no label on this line: expected '<path> <label>', found '{plain(row)}'{comma}"
         raise UserError(f"{path}:{line}: {message}")
     if not re.fullmatch(r"[+-]?[0-9]{1,1000}", fields[1]):  # int() would take 1_0, too
-        how = "classes are numbered: data/split.py writes such a list for class folders"
+        how = "expected '<path> <label>' with numbered classes, as data/split.py writes it for class folders"
         raise UserError(f"{path}:{line}: the label '{plain(fields[1])}' is no integer; {how}")
     label = int(fields[1])
     if not -(2**63) <= label < 2**63:
@@ -155,8 +157,6 @@ def _rows(path):
             row = file.readline(MOST_LINE)
             if not row:
                 return
-            if line == 1 and row[:2] in ("\udcff\udcfe", "\udcfe\udcff"):
-                raise UserError(f"{path}: is in UTF-16, as PowerShell writes it: save it as UTF-8")
             if "\0" in row:
                 raise UserError(f"{path}:{line}: a zero byte: this is no text, and no list file")
             if len(row) == MOST_LINE:
@@ -180,10 +180,20 @@ def find_images(inputs):
             paths.append(path)
         else:
             what = "neither a file nor a folder" if os.path.exists(path) else "no such file or folder"
+            what = "a link that leads nowhere" if os.path.islink(path) and not os.path.exists(path) else what
             raise UserError(f"{path}: {what}")
     if parallel.is_first():
         left_out.report()
     return Samples(paths, None, None, None)
+
+
+def is_utf_16(start):
+    """Whether a file that starts so is text in UTF-16: by its mark, or by the zero bytes of plain letters."""
+    words = len(start) // 2
+    zeros = max(start[1::2].count(0), start[::2].count(0))
+    return start.startswith((b"\xff\xfe", b"\xfe\xff")) or (
+        words > 3 and zeros > words / 2 and start.count(0) < 1.2 * words
+    )
 
 
 def is_binary(path):
@@ -192,10 +202,9 @@ def is_binary(path):
         start = pictures.read_start(path)
     except (OSError, ValueError):
         return False
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return False  # a list in UTF-16, of which read_list says so
-    named = path.lower().endswith(pictures.SUFFIXES)
-    return pictures.format_of(start) is not None or b"\0" in start or named
+    if pictures.format_of(start) is not None or path.lower().endswith(pictures.SUFFIXES):
+        return True
+    return b"\0" in start and not is_utf_16(start)  # of which read_list says so
 
 
 def where(samples, index):
@@ -405,7 +414,8 @@ def add_data_arguments(parser, training=True):
         group.add_argument("--train_list", default=train_list, help="list of the training images: path label")
         group.add_argument("--val_list", default=VAL_LIST, help="list of the images that recall is computed on")
     else:
-        group.add_argument("--train_list", help="taken so that the flags of train.py serve all scripts; not used here")
+        what = "list of the training images: those of --val_list that are among them are counted"
+        group.add_argument("--train_list", help=f"{what} (default: that of the checkpoint's run, where it is there)")
         where = f"(default: that of the checkpoint's run, else {VAL_LIST})"
         group.add_argument("--val_list", help=f"list of the images to look at: path label {where}")
         seed = "of the random weights, where there is no --pretrained_model (default: drawn)"

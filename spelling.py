@@ -10,7 +10,9 @@ from utility import plain
 # What lists of other systems are written in, where they are not in UTF-8; the most common first.
 ENCODINGS = ("gb18030", "shift_jis", "big5", "euc_kr", "cp1252")
 MOST_NAMES = 100_000  # of a folder that are compared with one that is not there
-DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+TRIES = 1000  # paths of a list that are looked for under other spellings before it is left as it is
+# How paths begin that lead nowhere here: a drive of Windows, an address.
+FOREIGN = re.compile(r"(?:^|(?<=/))(?:[A-Za-z]:[\\/]|[a-z][a-z0-9+]+:/+)")
 
 
 # ---------------------------------------------------------------- lists of other systems
@@ -19,8 +21,8 @@ DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 def respell(rows, folder):
     """Paths of a list as this system writes them, where the list is from one that writes them otherwise.
 
-    A list with backslashes, or in an encoding other than UTF-8, is read so if its first path of that kind is not there
-    as it is written and there under exactly one other spelling.
+    A list with backslashes, or in an encoding other than UTF-8, is read so if the first path of that kind that can be
+    found is not there as it is written and there under exactly one other spelling.
 
     Args:
         rows: list of str, paths as read with surrogateescape; folder: what relative ones count from.
@@ -28,10 +30,13 @@ def respell(rows, folder):
     Returns: the rows, and in words how they were read: "" for as they are.
     """
     how = {}  # whether a row is in UTF-8 -> (encoding or None, whether it has backslashes)
+    tries = TRIES
     for row in rows:
-        if _is_odd(row) and _is_utf_8(row) not in how and not os.path.lexists(os.path.join(folder, row)):
+        if _is_odd(row) and _is_utf_8(row) not in how and tries and not os.path.lexists(os.path.join(folder, row)):
+            tries -= 1
             there = {text: how for text, how in _spellings(row) if os.path.isfile(os.path.join(folder, text))}
-            how[_is_utf_8(row)] = next(iter(there.values())) if len(there) == 1 else (None, False)
+            if there:
+                how[_is_utf_8(row)] = next(iter(there.values())) if len(there) == 1 else (None, False)
     words = [f"in {encoding}" for encoding, _ in how.values() if encoding]
     words += ["with slashes for backslashes"] * any(backslashes for _, backslashes in how.values())
     if not words:
@@ -91,6 +96,9 @@ def what_differs(path, near=os.curdir):
         if found:
             folder, rest = found
             there = f"{plain(rest, 1000)} is there in {plain(folder, 1000)}"
+            foreign = FOREIGN.search(path)
+            if foreign or not path.startswith(os.path.join(near, "")):
+                return f"{there}: paths in the list that begin with {foreign[0] if foreign else '/'} lead nowhere here"
             return f"{there}: do the list's paths count from it (--data_dir)?"
     return ""
 
@@ -103,12 +111,14 @@ def _variants(path):
         ("the list has backslashes", r"\\", "/"),
         ("the list has quotes around paths", r"[\"']", ""),
         ("the list has a comma", r",(?=\S*$)", ""),
-        ("the list has file:// in front", r"file:/*", "/"),
+        ("the list has file:// in front", r"^(.*/)?file:/+", "/"),
     ):
         other = re.sub(pattern, better, bare)
         if other != bare:
             bare = other
             yield other, [why]
+    if "~" in path:
+        yield os.path.expanduser(path[path.index("~") :]), ["a list has no ~ for the home folder"]
     if "%" in path:
         yield urllib.parse.unquote(path), ["the list has the escapes of a URL"]
     label = re.fullmatch(r"(.+?)\s+[+-]?\d+", path)
@@ -153,9 +163,9 @@ def _alike(folder, name, last):
 
 
 def _skeleton(name):
-    """What is left of a name when case, forms of one letter, white space and what is not seen are taken away."""
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return "".join(letter for letter in text if unicodedata.category(letter)[0] not in "CZ" or not _is_utf_8(letter))
+    """What is left of a name when case, accents, forms of a letter, white space and what is not seen are taken away."""
+    text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", name).casefold())
+    return "".join(letter for letter in text if unicodedata.category(letter)[0] not in "CZM" or not _is_utf_8(letter))
 
 
 def _stem(name):
@@ -169,17 +179,17 @@ def _difference(name, entry):
     if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", entry):
         forms = [form for form in ("NFC", "NFD") if unicodedata.is_normalized(form, name)]
         return f"the same letters in another Unicode form (the list has {forms[0] if forms else 'a mixed one'})"
-    where, letters = "the list", [letter for letter in name if letter not in entry]
-    if not letters:
-        where, letters = "the disk", [letter for letter in entry if letter not in name]
-    if not letters:
-        return "white space differs"
-    return f"{where} has " + ", ".join(f"U+{ord(letter):04X}" for letter in dict.fromkeys(letters[:3]))
+    sides = []
+    for where, one, other in (("the list", name, entry), ("the disk", entry, name)):
+        letters = [f"U+{ord(letter):04X}" for letter in dict.fromkeys(one) if letter not in other]
+        sides += [f"{where} has {' '.join(letters[:3])}"] * bool(letters)
+    return ", ".join(sides) or "white space differs"
 
 
 def _elsewhere(path, near):
     """(folder, rest): a file that ends as `path` does, in a folder above it, `near` or here; None for none."""
-    path = DRIVE.sub("/", path)
+    foreign = list(FOREIGN.finditer(path))
+    path = path[foreign[-1].end() :] if foreign else path
     parts = [part for part in path.split("/") if part not in ("", ".")]
     above = os.path.dirname(path)
     folders = []

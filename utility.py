@@ -46,7 +46,7 @@ class _Parser(argparse.ArgumentParser):
             return f"unrecognized arguments: {text}: flags are written --flag=value"
         name = text.lstrip("-").partition("=")[0].replace("-", "_").lower()
         known = {action.dest: action.option_strings[0] for action in self._actions}
-        close = [ALIASES.get(name), *difflib.get_close_matches(name, known, n=1, cutoff=0.7)]
+        close = [ALIASES.get(name), *difflib.get_close_matches(name, known, n=1, cutoff=0.8)]
         return f"unrecognized arguments: {text}" + _did_you_mean(
             next((known[dest] for dest in close if dest in known), None)
         )
@@ -279,6 +279,11 @@ def parse_row(row):
 def say(text):
     """Prints text with names from outside in it, as one line."""
     print(plain(text, 2000), flush=True)
+
+
+def number_of(count, one, many=None):
+    """A count in words: 1 class, 2 classes. `many`: the plural, where it is not `one` and an s."""
+    return f"{count} {one}" if count == 1 else f"{count} {many or one + 's'}"
 
 
 def duration(seconds):

@@ -28,8 +28,10 @@ sys.path.insert(0, ROOT)
 import files
 import pictures
 from runtime import process
-from utility import UserError, parse_row, plain, say
+from utility import UserError, number_of, parse_row, plain, say
 
+# Lists of an earlier run, which may lie among the pictures.
+OWN_LISTS = re.compile(r".+_(train|val|test|fit|holdout|classes)\.txt(\.kept\d+)?")
 EDITIONS = {6033: "CUB-200 (2010)", 11788: "CUB-200-2011"}
 # What the folders of a collection that is split already are called: {name: the list that it becomes}.
 PARTS = {
@@ -369,7 +371,7 @@ def split(root, output_dir, name, division, absolute=False):
     """
     if name is not None and os.path.basename(name) != name:
         raise UserError(f"--name={name}: it must not name a folder: that is --output_dir")
-    folder, left_out = find_images_folder(root), pictures.LeftOut()
+    folder, left_out = find_images_folder(root), pictures.LeftOut(expected=OWN_LISTS)
     parts = part_folders(folder)
     division.check(parts)
     found = find_parts(folder, parts, output_dir, left_out)
@@ -432,7 +434,8 @@ def summary(classes):
     """How many images and classes a list has."""
     first, last = classes[0].label, classes[-1].label
     labels = f"{first}-{last}" if last > first else f"{first}"
-    return f"{sum(len(one.images) for one in classes)} images of {len(classes)} classes (labels {labels})"
+    images, count = sum(len(one.images) for one in classes), number_of(len(classes), "class", "classes")
+    return f"{number_of(images, 'image')} of {count} (label{'s' * (last > first)} {labels})"
 
 
 def warn(folder, lists):
@@ -442,7 +445,7 @@ def warn(folder, lists):
     above = sorted(name for name in names if any(other.startswith(os.path.join(name, "")) for other in names))
     if above:
         first = plain(os.path.join(folder, above[0]), 1000)
-        what = f"{len(above)} class folders hold class folders, too, which are classes of their own (first: {first})"
+        what = f"class folders in {number_of(len(above), 'class folder')} are classes of their own (first: {first})"
         print(f"warning: {what}", file=sys.stderr)
     if len(lists["train"]) == 1:
         what = "a metric loss needs images of at least two (--within_classes=0.2 trains on a part of each class)"
@@ -451,7 +454,14 @@ def warn(folder, lists):
         single = [one for one in lists.get(part, ()) if len(one.images) == 1]
         if single:
             first = plain(os.path.join(folder, single[0].name), 1000)
-            print(f"warning: {part}: {len(single)} classes of one image (first: {first}): {what}", file=sys.stderr)
+            count = number_of(len(single), "class", "classes")
+            print(f"warning: {part}: {count} of one image (first: {first}): {what}", file=sys.stderr)
+    above = [
+        {one.name.split(os.sep)[0] for one in lists.get(part, ()) if os.sep in one.name} for part in ("train", "val")
+    ]
+    if all(above) and not above[0] & above[1]:
+        train, val = (plain(", ".join(sorted(names)), 60) for names in above)
+        print(f"note: all that train are of {train}, the others of {val}: --seed=1 draws at random", file=sys.stderr)
     val = {one.label for one in lists.get("val", ())}
     seen = val & {one.label for one in lists["train"]}
     if seen:
@@ -462,19 +472,20 @@ def warn(folder, lists):
 def next_command(lists, paths, name):
     """What to type next, [word]: fine-tuning from ImageNet weights, in batches that the classes suffice for.
 
-    None where no training is possible.
+    None where no training is possible. A list of lone pictures is not validated on: each would be a miss.
     """
     train, val = ("fit", "holdout") if "fit" in lists else ("train", "val")
     classes = lists[train]
-    if len(classes) < 2:
+    if len(classes) < 2 or all(len(one.images) == 1 for one in classes):
         return None
+    validates = any(len(one.images) > 1 for one in lists.get(val, ()))
     k = 2 if sum(len(one.images) < 4 for one in classes) > len(classes) / 2 else 4
     batch = k * min(len(classes), 20 // k)
     steps = max(1, sum(len(one.images) for one in classes) // batch)
     return [
         *("python", os.path.relpath(os.path.join(ROOT, "train.py"))),
         f"--train_list={paths[train]}",
-        f"--val_list={paths[val]}" if val in lists else "--eval_every=0",
+        f"--val_list={paths[val]}" if validates else "--eval_every=0",
         *("--model=ResNet50", "--pretrained_model=imagenet", "--lr=0.001", f"--train_batch_size={batch}"),
         *([] if k == 4 else [f"--samples_each_class={k}"]),
         f"--num_epochs={min(60, max(5, math.ceil(3000 / steps)))}",  # some 3,000 steps

@@ -84,18 +84,28 @@ def idle_flags(flags):
 
 
 def lists_of_run(flags, typed):
-    """The flags with --val_list and --data_dir as in the run of the checkpoint, where they were not typed.
+    """The flags with --val_list, --train_list and --data_dir as in the run of the checkpoint, where no list is typed.
+
+    --train_list is None where it is not known or not there.
 
     Args:
         flags: {name: value}; typed: the names of those that were not left at their default.
+
+    Raises: UserError for weights that are none, where nothing says which list to look at.
     """
     path, flags = resolve(flags["pretrained_model"]), dict(flags)
-    if "val_list" not in typed and os.path.isfile(os.path.join(path, DESCRIPTION)):
+    if os.path.isfile(os.path.join(path, DESCRIPTION)):
         description = read_description(path, ("args", "settings"))
-        for name in {"val_list", "data_dir"} - typed:
+        names = {"train_list"} if typed & {"val_list", "data_dir"} else {"val_list", "train_list", "data_dir"}
+        for name in names - typed:
             value = description["args"].get(name)
             if value and isinstance(value, str):
                 flags[name] = path_of_run(value, path, description)
+        if "train_list" not in typed and not os.path.isfile(flags["train_list"] or ""):
+            flags["train_list"] = None
+    named = path not in ("", "imagenet") and not exported_run.is_exported(path)
+    if named and not flags["val_list"] and not os.path.exists(reader.VAL_LIST):
+        weights.read_weights(path, flags["model"] or models.DEFAULT_MODEL, flags["weights"])
     return {**flags, "val_list": flags["val_list"] or reader.VAL_LIST}
 
 

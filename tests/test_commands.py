@@ -98,9 +98,11 @@ def test_quiet_figures_and_features(trained, birds, tmp_path):
     best = f"--pretrained_model={trained}/ResNet8/best"
     result = run("eval.py", best, f"--val_list={birds.train_list}", "--quiet")
     assert "Testbatch" not in result.stdout and "Configuration" not in result.stdout
-    assert re.search(r"^acc1: ", result.stdout, re.MULTILINE) and result.stderr == ""
+    assert re.search(r"^acc1: ", result.stdout, re.MULTILINE)
+    assert result.stderr.startswith("warning: 48 of 48 images are training images; the first: ")
     out = run("infer.py", best, "--quiet=True", f"--feature_file={tmp_path}/f.npz").stdout
     assert "Test-" not in out and len(out.splitlines()) == 2  # what was loaded, what was written
+    assert run("infer.py", best, "--quiet", "--input", birds.val_list).stdout.count("Test-") == 48  # what is asked for
 
 
 # ---------------------------------------------------------------- lists from the checkpoint
@@ -167,7 +169,11 @@ def test_checkpoints_that_are_none_and_one_that_is(trained, birds, tmp_path):
         message = run("train.py", *flags, status=2).stderr
         assert message == f"error: --checkpoint={named}: not a checkpoint directory of train.py; {found} is one\n"
     message = run("train.py", "--checkpoint=latest", "--model=ResNet50", f"--model_save_dir={trained}", status=2).stderr
-    assert f"no checkpoint to continue; {run_dir}/latest is one" in message
+    assert f"no checkpoint to continue; {run_dir}/latest is one, of --model=ResNet8\n" in message
+    # Nothing says which list to measure on: what is wrong with the weights is said first.
+    for named, wanted in ((trained, "no weights there: "), ("https://x.org/w.pdparams", "an address, not a file")):
+        result = run_in(tmp_path, "eval.py", f"--pretrained_model={named}", "--model=ResNet8", status=2)
+        assert wanted in result.stderr and "CUB200" not in result.stderr
     message = run("train.py", f"--checkpoint={run_dir}/latest", "--num_epochs=1", status=2).stderr
     assert "a larger --num_epochs than 1 goes on" in message
 
@@ -212,7 +218,7 @@ def test_flags_without_effect_are_noted(capsys):
 
 def test_flags_without_effect_on_figures(trained, birds):
     best = f"--pretrained_model={trained}/ResNet8/best"
-    flags = ["--exclude_self=True", "--whiten_size=9", "--seed=1", "--train_list=x"]
+    flags = ["--exclude_self=True", "--whiten_size=9", "--seed=1"]
     out = run("eval.py", best, *flags).stdout
     idle = re.search(r"^note: without effect here: (.*)$", out, re.MULTILINE)[1]
     assert all(flag.partition("=")[0] + " (" in idle for flag in flags)

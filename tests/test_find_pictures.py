@@ -109,7 +109,7 @@ def test_links_are_followed_and_a_folder_is_taken_once(tmp_path):
     (tmp_path / "in" / "b" / "4.jpg").symlink_to(tmp_path / "out" / "3.jpg")
     paths, said = found_in(tmp_path / "in")
     assert paths == ["b/1.jpg", "b/4.jpg", "b/c/2.jpg", "out1/3.jpg"]  # not a/1.jpg: a real folder goes before links
-    assert said == "left out 3 files and folders: 3 folders that were reached before by another name (first: a)"
+    assert said == "left out 3 files and folders: 3 reached before by another name (first: a)"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path, monkeypatch):
     assert paths == ["a/1"]
     assert said == (
         "left out 10 files and folders: 4 hidden (first: .git), 2 no pictures (first: a/Thumbs.db), 1 empty (first: "
-        "a/empty.png), 2 unreadable (first: a/gone.jpg: No such file or directory), 1 folders that cannot be read "
+        "a/empty.png), 2 unreadable (first: a/gone.jpg: No such file or directory), 1 not to be opened "
         "(first: closed: Permission denied)"
     )
 

@@ -80,6 +80,8 @@ def test_missing_empty_and_foreign_lists(tmp_path):
         reader.read_list(str(tmp_path))
     with pytest.raises(UserError, match=r"list\.txt: is in UTF-16"):
         reader.read_list(write_list(tmp_path / "list.txt", "a.jpg 1\n".encode("utf-16")))
+    with pytest.raises(UserError, match=r"list\.txt: is in UTF-16"):
+        reader.read_list(write_list(tmp_path / "list.txt", "birds/a.jpg 1\n".encode("utf-16-le")))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +189,9 @@ def test_find_images(tmp_path, capsys):
         ("list.txt", b"BMW/1.jpg 1\nP1/2.jpg 2\nGIF89a/3.jpg 1\nP5 7\n", False),
         ("list.txt", b"BMW/1.jpg 1\n" * 200, False),
         ("list", "a.jpg 1\n".encode("utf-16"), False),  # read_list says of it what it is
+        ("list", "birds/a.jpg 1\n".encode("utf-16-le"), False),
+        ("list", "birds/a.jpg 1\n".encode("utf-16-be"), False),
+        ("unknown", bytes(1000), True),
         ("a.jpg", b"", True),
         ("a.TIFF", b"no picture", True),
         ("a.pdf", b"%PDF\0", True),

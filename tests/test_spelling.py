@@ -36,6 +36,8 @@ def test_backslashes_are_read_and_said_once(folder, capsys):
     said = f"note: {folder}/list.txt: paths are read with slashes for backslashes\n"
     assert capsys.readouterr().out == said
     assert names(listed(folder, "birds\\1.jpg\n", need_labels=False), folder) == ["birds/1.jpg"]
+    samples = listed(folder, "birds\\none.jpg 0\nbirds\\1.jpg 0\n")  # the first is not there under any name
+    assert names(samples, folder) == ["birds/none.jpg", "birds/1.jpg"]
     capsys.readouterr()
     (folder / "birds\\1.jpg").write_bytes(b"")  # a name that has one
     assert names(listed(folder, "birds\\1.jpg 0\n"), folder) == ["birds\\1.jpg"]
@@ -87,6 +89,7 @@ def missing(folder, content, **options):
         ("birds/1.jpg,", "birds/1.jpg", "the list has a comma"),
         ("M%C3%B6we/a%20b.jpg", "Möwe/a b.jpg", "the list has the escapes of a URL"),
         ("birds/1.jpg 4", "birds/1.jpg", "more than a path and a label"),
+        ("Mowe/a b.jpg", "Möwe/a b.jpg", "the list has U+006F, the disk has U+00F6"),
         ("BIRDS\\1.JPG", "birds/1.jpg", "the list has backslashes, upper and lower case differ"),
     ],
 )
@@ -102,8 +105,12 @@ def test_paths_that_count_from_elsewhere(folder):
     where = f"birds/1.jpg is there in {folder}: do the list's paths count from it (--data_dir)? (2 of 2 such images)"
     assert where in said
     assert f"in/birds/1.jpg is there in {folder.parent}" in missing(folder, "in/in/birds/1.jpg 0\n")
-    assert f"birds/1.jpg is there in {folder}" in missing(folder, "/home/somebody/birds/1.jpg 0\n", name="b.txt")
-    assert f"birds/1.jpg is there in {folder}" in missing(folder, "C:\\somebody\\birds\\1.jpg 0\n")
+    there = f"birds/1.jpg is there in {folder}: paths in the list that begin with"
+    assert f"{there} / lead nowhere here" in missing(folder, "/home/somebody/birds/1.jpg 0\n", name="b.txt")
+    assert f"{there} C:\\ lead nowhere here" in missing(folder, "C:\\somebody\\birds\\1.jpg 0\n")
+    assert f"{there} https:// lead nowhere here" in missing(folder, "https://example.org/birds/1.jpg 0\n")
+    said = missing(folder, f"file://{folder}/birds/1.jpg 0\n")
+    assert f"{folder}/birds/1.jpg is there: the list has file:// in front" in said
     assert f"is there in {folder.parent}:" in missing(folder.parent, "lists/in/birds/1.jpg 0\n")
 
 
@@ -118,7 +125,7 @@ def test_labels_that_are_none(folder):
     for content, wanted in (
         ("birds/1.jpg,3\n", "expected '<path> <label>', found 'birds/1.jpg,3'; white space parts them, not a comma"),
         ("path,label\nbirds/1.jpg,3\n", "white space parts them, not a comma"),
-        ("birds/1.jpg robin\n", "the label 'robin' is no integer; classes are numbered: data/split.py writes"),
+        ("birds/1.jpg robin\n", "the label 'robin' is no integer; expected '<path> <label>' with numbered classes"),
     ):
         with pytest.raises(UserError, match=r"list\.txt:1: ") as error:
             listed(folder, content)

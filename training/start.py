@@ -184,7 +184,11 @@ def elsewhere(flags):
         near += [os.path.join(parent, model, name) for model in sorted(models.MODELS) for name in names]
     found = [other for other in near if other and os.path.isfile(os.path.join(resolve(other), DESCRIPTION))]
     found.sort(key=lambda other: os.path.basename(path) != os.path.basename(other))  # stable: the name asked for first
-    return f"; {plain(found[0], 1000)} is one" if found else ""
+    if not found:
+        return ""
+    model = os.path.basename(os.path.dirname(os.path.abspath(found[0])))
+    other = f", of --model={model}" if flags["model"] not in (None, model) else ""
+    return f"; {plain(found[0], 1000)} is one{other}"
 
 
 def read_progress(description):
