@@ -166,7 +166,7 @@ def search(made, queries, gallery, k, own=None):
     count, size = gallery.features.shape
     k = min(k, count)
     hidden = max((len(rows) for rows in own), default=0) if own is not None else 0
-    wanted = min(count, 2 * k + 10 + hidden)
+    wanted = min(count, 2 * k + 10 + hidden)  # a rough index has the nearest in a rough order
     found = Neighbours(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf))
     height = max(1, 2**20 // max(size, wanted))
     for top in range(0, len(queries), height):

@@ -85,16 +85,33 @@ def check_search(search):
 
 def find(search, queries, gallery):
     """neighbours.Neighbours of the queries in a gallery, both features.Gallery, as Search says."""
-    own = None
-    if len(gallery.features) > 1:  # else two pictures are compared
-        own = own_rows(queries.paths, gallery.paths)
-        count = sum(len(rows) > 0 for rows in own)
-        if count:
-            print(f"note: {count} of {len(own)} queries are in the gallery themselves: none is a neighbour of its own")
+    count, more = len(gallery.features), 1
     use = index.open_index(search, gallery, len(queries.features))
-    if use is None:
-        return neighbours.nearest(queries.features, gallery.features, search.top_k, own, gallery.source)
-    return index.search(use, queries.features, gallery, search.top_k, own)
+    while True:
+        k = min(count, search.top_k + more)
+        if use is None:
+            found = neighbours.nearest(queries.features, gallery.features, k, source=gallery.source)
+        else:
+            found = index.search(use, queries.features, gallery, k)
+        if count == 1:  # two pictures are compared
+            return found
+        own = own_pictures(queries.paths, gallery.paths, found.index)
+        most = own.sum(axis=1).max(initial=0)
+        if most <= more or k == count:
+            break
+        more = int(most) * 2  # there are so many times
+    if own.any():
+        several = f"{own.any(axis=1).sum()} of {len(own)} queries are"
+        print(f"note: {several} in the gallery themselves: none is a neighbour of its own")
+    return without(found, own, search.top_k)
+
+
+def without(found, hidden, k):
+    """The first k of the Neighbours that are not hidden, bool [Q, K]."""
+    order = np.argsort(hidden, axis=1, kind="stable")
+    hidden = np.take_along_axis(hidden, order, axis=1)[:, :k]
+    index, cosine = (np.take_along_axis(values, order, axis=1)[:, :k] for values in found)
+    return neighbours.Neighbours(np.where(hidden, -1, index), np.where(hidden, -np.inf, cosine))
 
 
 def among_themselves(gallery, k):
@@ -107,19 +124,22 @@ def among_themselves(gallery, k):
     return neighbours.nearest(gallery.features, gallery.features, min(k, max(1, count - 1)), own, gallery.source)
 
 
-def own_rows(paths, gallery_paths):
-    """For each path, the rows of the gallery's paths that are the same file, links followed: list of int64 [0 or more].
+def own_pictures(paths, gallery_paths, index):
+    """Which of the gallery's pictures that were found for a query are the query's own file, links followed.
+
+    Not all paths of the gallery are looked at: a million take longer than the search.
 
     Args:
-        gallery_paths: array of texts, or features.Stored.
+        paths: [Q], of the queries; gallery_paths: array of texts, or features.Stored; index: as of Neighbours.
+
+    Returns: bool [Q, K].
     """
-    own = lists.real_paths([_file_name(path) for path in paths])
-    rows = {path: [] for path in own}
-    for start, block in features.blocks(gallery_paths):
-        for row, path in enumerate(lists.real_paths([_file_name(path) for path in block]), start):
-            if path in rows:
-                rows[path].append(row)
-    return [np.array(rows[path], np.int64) for path in own]
+    there, place = np.unique(index, return_inverse=True)
+    rows = there[there >= 0]
+    names = [""] * (len(there) - len(rows)) + [_file_name(path) for path in gallery_paths[rows]]
+    files_found = np.array(lists.real_paths(names), object)[place.reshape(index.shape)]
+    own = np.array(lists.real_paths([_file_name(path) for path in paths]), object)
+    return (files_found == own[:, None]).astype(bool) & (index >= 0)
 
 
 def _file_name(path):
