@@ -6,7 +6,13 @@
 
 --feature_file=*.npz holds `features` float32 [N, D] (the embeddings, not normalised), `paths` and, where the input is
 a list with labels, `labels` int64 [N], all in the order of the input; *.csv has the same as a table with the columns
-path, label, f0, f1 ...
+path, label, f0, f1 ... and *.parquet with the column vector, and the rows of the nearest pictures in the file.
+
+    python infer.py --pretrained_model=output/ResNet50/best --input query.jpg \\
+        --gallery=features.npz --top_k=5
+
+prints a line for each of the nearest pictures, fields with tabs between them: the query, rank, cosine, path, and where
+they are known label and name of the class.
 
     python infer.py --pretrained_model=output/ResNet50/best \\
         --export_dir=exported
@@ -19,19 +25,17 @@ from runtime import packages
 
 packages.check()
 
-import csv
 import dataclasses
 import os
 
 import numpy as np
 
-import files
 import lists
 import models
 import reader
 import utility
 import weights
-from retrieval import engine, export, exported_run, extraction, refine
+from retrieval import engine, export, extraction, features, refine, search
 from runtime import parallel, process
 from utility import UserError, boolean, number, plain
 
@@ -41,38 +45,36 @@ def build_parser():
     # fmt: off
     add = parser.add_argument_group("inference").add_argument
     add("--input", nargs="+", help="list files, folders (with their subfolders) or images (default: --val_list)")
-    add("--feature_file", default="", help="write the features to this file, .npz or .csv")
+    add("--feature_file", default="", help="write the features to this file, .npz, .csv or .parquet")
     add("--export_dir", default="",
         help="write a model for Paddle Inference to this folder: uint8 pictures in, embeddings of length 1 out; unless "
-        "--input, --val_list or --feature_file is given, too, that is all that is done")
+        "--input, --val_list, --gallery or --feature_file is given, too, that is all that is done")
     add("--batch_size", type=number(int, low=1), default=32, help="images at once; changes no figure")
     add("--with_mem_opt", type=boolean, default=False, help="taken as in the original; inference keeps no activations")
     # fmt: on
+    search.add_search_arguments(parser)
     refine.add_refine_arguments(parser)
     reader.add_data_arguments(parser, training=False)
     models.add_model_arguments(parser)
     weights.add_weight_arguments(parser)
     engine.add_engine_arguments(parser)
-    utility.start_here(parser, ("input", "pretrained_model", "feature_file", "export_dir"))
+    utility.start_here(parser, ("input", "pretrained_model", "feature_file", "gallery", "top_k", "export_dir"))
     return parser
 
 
 def main():
     parser = build_parser()
     args, typed = utility.parse_typed(parser)
-    idle = {"train_list": "nothing is trained", **refine.idle_flags(vars(args)), **extraction.idle_flags(vars(args))}
-    utility.note_idle({**idle, **({"val_list": "--input is given"} if args.input else {})}, typed)
+    utility.note_idle(idle_flags(vars(args)), typed)
     process.join_early(args.use_gpu, args.seed)
-    if args.export_dir:
-        export.check_export_folder(args.export_dir)
+    refinement, asked = utility.fill(refine.Refinement, args), utility.fill(search.Search, args)
+    check_outputs(args.export_dir, args.feature_file, asked)
     samples = read_input(vars(args), typed)
-    if args.feature_file:
-        if not args.feature_file.endswith((".npz", ".csv")):
-            raise UserError(f"--feature_file={args.feature_file}: must end in .npz or .csv")
-        files.check_output(args.feature_file, is_feature_file, "a feature file of infer.py")
-    if samples and args.on_bad_image == "fail":
-        lists.check_files(samples)
-    refinement = utility.fill(refine.Refinement, args)
+    gallery = open_gallery(asked.gallery, args.data_dir)
+    indexed = gallery if isinstance(gallery, reader.Samples) else None
+    for pictures in (samples, indexed):
+        if pictures and args.on_bad_image == "fail":
+            lists.check_files(pictures)
     refine.check_refinement(refinement)
     process.start_paddle(args.use_gpu, args.seed)
     opened = extraction.open_network(vars(args), args.pretrained_model, args.allow_partial, args.weights)
@@ -81,28 +83,103 @@ def main():
 
     options, reading = utility.fill(engine.EngineOptions, args), utility.fill(reader.Reading, args)
     network = refine.refined(opened.network, refinement)
-    pictures = len(samples.paths) if samples else 0
+    pictures = sum(len(some.paths) for some in (samples, indexed) if some)
     network = engine.prepare(network, options, args.image_shape, pictures, opened.file_name)
     whitening = refine.find_whitening(refinement, network, reading, args.batch_size, args.data_dir)
     if args.export_dir and parallel.is_first():
-        whole = refine.refined(opened.network, refinement, whitening)
-        how = refine.in_words(refinement, whitening)
-        export.export(whole, opened.settings, args.export_dir, opened.trained_labels, how, opened.chosen_on)
-        print(f"wrote the model to {args.export_dir}: README.md there says how to run it")
+        export_model(args.export_dir, opened, refinement, whitening)
     if not samples:
         return
-    if not args.class_dim:
+
+    made_by = None
+    if parallel.is_first() and (asked.gallery or args.feature_file):
+        made_by = features.made_by(opened, refinement, whitening, engine.precision_in_use(options.precision))
+        if gallery and not indexed:
+            features.check_made_by(gallery, made_by)
+
+    def embed(pictures, source, on_batch=None):
+        """features.Gallery of Samples; None on all ranks but 0."""
+        finish = (lambda rows: refine.whiten(rows, whitening)) if whitening else None
+        found = extraction.extract(network, pictures, reading, args.batch_size, on_batch, finish=finish)
+        if not parallel.is_first():
+            return None
+        reader.report_bad_images(pictures, found.bad)
+        return features.gather(pictures, found, class_names(pictures), made_by, source)
+
+    scores = Scores(samples, opened) if wants_scores(asked.gallery, opened.settings.class_dim) else None
+    shown = scores and not (args.quiet and args.feature_file)
+    found = embed(samples, "--input", scores.show if shown else None)
+    if indexed:
+        gallery = found if indexed.paths == samples.paths else embed(indexed, asked.gallery)
+    if parallel.is_first():
+        if scores:
+            scores.show_names()
+        write_results(asked, args.feature_file, found, gallery)
+
+
+def idle_flags(flags):
+    """{flag: why} of those that have no effect beside the others, {name: value}."""
+    why = {"train_list": "nothing is trained", **({"val_list": "--input is given"} if flags["input"] else {})}
+    return {**why, **refine.idle_flags(flags), **extraction.idle_flags(flags), **search.idle_flags(flags)}
+
+
+def check_outputs(export_dir, feature_file, asked):
+    """Raises a UserError where an output can't be written, or would replace what is none. `asked`: search.Search."""
+    if export_dir:
+        export.check_export_folder(export_dir)
+    if feature_file:
+        features.check_feature_file(feature_file)
+    search.check_search(asked)
+
+
+def open_gallery(path, data_dir):
+    """What --gallery means: features.Gallery of an .npz, Samples of a list, folder or picture, None for "" ."""
+    if not path:
+        return None
+    if path.endswith(features.SUFFIXES) and not path.endswith(".npz"):
+        raise UserError(
+            f"--gallery={path}: of the files of features an .npz is searched: write one with --feature_file"
+        )
+    return features.open_features(path) if path.endswith(".npz") else find_samples([path], data_dir)
+
+
+def export_model(folder, opened, refinement, whitening):
+    """Writes the model of extraction.Opened, with all that refines its features, to a folder."""
+    whole = refine.refined(opened.network, refinement, whitening)
+    how = refine.in_words(refinement, whitening)
+    made_by = features.made_by(opened, refinement, whitening, "float32")
+    export.export(whole, opened.settings, folder, opened.trained_labels, how, opened.chosen_on, made_by)
+    print(f"wrote the model to {folder}: README.md there says how to run it")
+
+
+def class_names(samples):
+    """{label: name} of the classes of a list that has a file of them beside it."""
+    return reader.read_class_names(samples.source) if samples.source and samples.labels is not None else {}
+
+
+def wants_scores(gallery, class_dim):
+    """Whether the best class of each picture is printed: not where neighbours are, and not without a head."""
+    if not gallery and not class_dim:
         print("note: this network has no softmax head, so there are no scores; --feature_file writes the features")
-    scores = Scores(samples, opened)
-    show = None if args.quiet and args.feature_file else scores.show
-    found = extraction.extract(network, samples, reading, args.batch_size, show)
-    if not parallel.is_first():
-        return
-    scores.show_names()
-    reader.report_bad_images(samples, found.bad)
-    found = refine.whitened(found, whitening)
-    if args.feature_file:
-        write_features(args.feature_file, samples, found)
+    return not gallery
+
+
+def write_results(asked, feature_file, found, gallery):
+    """Writes features, and prints and writes neighbours.
+
+    Args:
+        asked: search.Search.
+        found: features.Gallery of the pictures; gallery: that they are searched in, or None.
+    """
+    if gallery:
+        features.check_size(gallery, found.features.shape[1])
+    if feature_file:
+        own = None
+        if feature_file.endswith(".parquet"):
+            own = search.among_themselves(found, asked.top_k)
+        features.write(feature_file, found, own)
+    if gallery:
+        search.report(asked, found, gallery, search.find(asked, found, gallery))
 
 
 def read_input(flags, typed):
@@ -111,51 +188,12 @@ def read_input(flags, typed):
     Args:
         flags: {name: value}; typed: the names of those that were not left at their default.
     """
-    if flags["export_dir"] and not typed & {"input", "val_list", "feature_file"}:
+    if flags["export_dir"] and not typed & {"input", "val_list", "gallery", "feature_file"}:
         return None
     if flags["input"]:
         return find_samples(flags["input"], flags["data_dir"])
     flags = extraction.lists_of_run(flags, typed)
     return reader.read_list(flags["val_list"], flags["data_dir"], need_labels=False)
-
-
-def write_features(path, samples, found):
-    """Writes extraction.Features of Samples, with their paths and labels, to an .npz or a .csv file."""
-    paths = [samples.paths[index] for index in found.index]
-    labels = None if samples.labels is None else samples.labels[found.index]
-    if path.endswith(".csv"):
-        write_csv(path, paths, labels, found.features)
-    else:
-        arrays = {"features": found.features, "paths": np.array(paths)}
-        if labels is not None:
-            arrays["labels"] = labels
-        with files.atomic_write(path, "wb") as file:
-            np.savez(file, **arrays)
-    count, size = found.features.shape
-    print(f"wrote {count} features of size {size} to {path}")
-
-
-def write_csv(path, paths, labels, features):
-    """Writes a line for each picture: path, label where there are labels, and the values f0, f1, ... of its feature."""
-    with files.atomic_write(path) as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(
-            ["path", *(["label"] if labels is not None else []), *(f"f{n}" for n in range(features.shape[1]))]
-        )
-        for index, name in enumerate(paths):
-            label = [] if labels is None else [labels[index]]
-            rows.writerow([name, *label, *(np.format_float_positional(x, trim="0") for x in features[index])])
-
-
-def is_feature_file(path):
-    """Whether a file is one that --feature_file has written before."""
-    try:
-        if path.endswith(".csv"):
-            with files.open_file(path) as file:
-                return file.readline(100).startswith((b"path,label,f0,", b"path,f0,"))
-        return exported_run.is_feature_file(path)
-    except OSError:
-        return False
 
 
 def find_samples(inputs, data_dir):

@@ -414,7 +414,7 @@ def add_data_arguments(parser, training=True):
         group.add_argument("--train_list", default=train_list, help="list of the training images: path label")
         group.add_argument("--val_list", default=VAL_LIST, help="list of the images that recall is computed on")
     else:
-        what = "list of the training images: those of --val_list that are among them are counted"
+        what = "list of the training images; eval.py counts those of --val_list that are among them"
         group.add_argument("--train_list", help=f"{what} (default: that of the checkpoint's run, where it is there)")
         where = f"(default: that of the checkpoint's run, else {VAL_LIST})"
         group.add_argument("--val_list", help=f"list of the images to look at: path label {where}")

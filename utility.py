@@ -19,7 +19,7 @@ ALIASES = {
     "epochs": "num_epochs", "epoch": "num_epochs", "max_epochs": "num_epochs", "learning_rate": "lr", "k": "recall_at",
     "wd": "weight_decay", "bs": "train_batch_size", "batch": "train_batch_size", "batchsize": "train_batch_size",
     "workers": "num_workers", "gpu": "use_gpu", "cuda": "use_gpu", "device": "use_gpu", "fp16": "amp",
-    "topk": "recall_at",
+    "topk": "recall_at", "neighbors_file": "neighbours_file", "faiss": "index",
     "size": "image_shape", "image_size": "image_shape", "img_size": "image_shape", "root": "data_dir",
     "bf16": "precision",
     "output": "model_save_dir", "output_dir": "model_save_dir", "save_dir": "model_save_dir", "top_k": "recall_at",

@@ -104,13 +104,11 @@ def prepare(network, options, image_shape, pictures, weights_file=""):
 
     if not isinstance(network, paddle.nn.Layer):
         return network
-    precision = options.precision
-    if precision == "bf16" and options.engine == "eager":
+    if options.precision == "bf16" and options.engine == "eager":
         raise UserError("--precision=bf16 is the inference engine's: leave out --engine=eager")
-    if precision == "bf16" and (why := no_bf16()):
-        if parallel.is_first():
-            print(f"note: --precision=bf16, but {why}: running in float32", file=sys.stderr)
-        precision = "float32"
+    precision = precision_in_use(options.precision)
+    if precision != options.precision and parallel.is_first():
+        print(f"note: --precision=bf16, but {no_bf16()}: running in float32", file=sys.stderr)
     _, height, width = image_shape
     small = pictures * height * width < MIN_PIXELS
     if process.on_gpu() or options.engine == "eager" or (options.engine == "auto" and small and precision == "float32"):
@@ -166,6 +164,11 @@ def _watched(run, network, precision):
         return eager(pictures)
 
     return watched
+
+
+def precision_in_use(precision):
+    """The precision that --precision means on this machine."""
+    return "float32" if precision == "bf16" and no_bf16() else precision
 
 
 def no_bf16():

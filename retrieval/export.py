@@ -105,7 +105,7 @@ def _changed_scripts(folder, description):
     return [name for name in there if description["sums"][name] != files.sha256(os.path.join(folder, name))]
 
 
-def export(network, settings, folder, labels=None, refined="", chosen_on=None):
+def export(network, settings, folder, labels=None, refined="", chosen_on=None, made_by=None):
     """Writes a model that needs nothing of this project, all of it or nothing; one that was there is replaced.
 
     Args:
@@ -114,6 +114,7 @@ def export(network, settings, folder, labels=None, refined="", chosen_on=None):
         labels: the labels of the classes it was trained on, or None.
         refined: in words, what it does beyond the network; "" for nothing.
         chosen_on: see extraction.list_that_chose.
+        made_by: see features.made_by.
 
     Raises: UserError where it can't be traced or written, or where its outputs are not the network's.
     """
@@ -125,7 +126,7 @@ def export(network, settings, folder, labels=None, refined="", chosen_on=None):
                 engine.trace(network, temporary, settings.image_shape, normalise=True)
                 run = engine.load(temporary, "float32")
                 engine.check(run, _normalised(network), settings.image_shape, "float32")
-            _describe(temporary, run, settings, labels, refined, chosen_on)
+            _describe(temporary, run, settings, labels, refined, chosen_on, made_by)
             if os.path.isdir(folder):
                 check_export_folder(folder)  # again: minutes may have passed
             files.replace_folder(temporary, folder)
@@ -136,7 +137,7 @@ def export(network, settings, folder, labels=None, refined="", chosen_on=None):
         raise UserError(f"--export_dir={folder}: nothing written: {gpu.first_line(error)}") from None
 
 
-def _describe(folder, run, settings, labels, refined, chosen_on):
+def _describe(folder, run, settings, labels, refined, chosen_on, made_by):
     """Writes scripts, README.md and description.json beside an exported model, `run` being the function over it."""
     import paddle
 
@@ -167,6 +168,7 @@ def _describe(folder, run, settings, labels, refined, chosen_on):
         },
         "trained_labels": None if labels is None else [int(label) for label in labels],
         "chosen_on": chosen_on,
+        "made_by": made_by,
         "paddle": paddle.__version__,
         "sums": {name: files.sha256(os.path.join(folder, name)) for name in sorted(os.listdir(folder))},
     }

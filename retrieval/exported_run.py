@@ -103,11 +103,14 @@ def read_pictures(paths, description, max_pixels, bad=None):
     return good, np.array(images, np.uint8)
 
 
+_IN_FEATURES = {"features", "paths", "labels", "classes", "made_by"}
+
+
 def is_feature_file(path):
     """Whether a file is one of features that infer.py or this has written before."""
     try:
         with np.load(path) as file:
-            return {"features", "paths"} <= set(file.files) <= {"features", "paths", "labels"}
+            return {"features", "paths"} <= set(file.files) <= _IN_FEATURES
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError):
         return False
 
@@ -162,6 +165,7 @@ _RIGHT = {
     "pooling": _is_text,
     "refined": lambda value: value is None or _is_text(value),
     "chosen_on": lambda value: value is None or _is_text(value),
+    "made_by": lambda value: value is None or (isinstance(value, list) and all(map(_is_text, value))),
     "paddle": _is_text,
     "files": lambda value: isinstance(value, list) and value in [[program, PARAMETERS] for program in PROGRAMS],
     "input.shape": _is_input,

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 
+import files
 import models
 import reader
 import weights
@@ -20,9 +21,11 @@ from weights.checkpoint import DESCRIPTION, path_of_run, read_description, resol
 # file_name: of its weights, "" for random ones; labels: int64, the labels of the head's classes in their order;
 # trained_labels: int64, those that were trained, sorted (both None where they are not known); class_names: of the
 # labels, list of str or None; chosen_on: see `list_that_chose`; refined: in words, what an exported model does beyond
-# the network.
+# the network; made_by: what it says of the network that it was made of, see features.made_by, else None.
 Opened = collections.namedtuple(
-    "Opened", "network settings file_name labels trained_labels class_names chosen_on refined", defaults=[""]
+    "Opened",
+    "network settings file_name labels trained_labels class_names chosen_on refined made_by",
+    defaults=["", None],
 )
 # features: float32 [N, D], the embeddings; index: int64 [N], the pictures' positions in the list, ascending; bad:
 # (index, reason) of those that could not be read.
@@ -143,7 +146,11 @@ def _open_exported(asked, folder):
     print(f"opened the exported model in {plain(folder, 1000)}: {what}")
     settings = Settings(**{**dict.fromkeys(models.SETTLED), **known}, class_dim=0)
     run, chosen_on = lambda pictures: (embed(pictures), None), description.get("chosen_on")
-    return Opened(run, settings, folder, None, None, None, chosen_on, refined)
+    made_by = description.get("made_by")
+    if not made_by:  # of an older version: only this same export is known to give the same features
+        program, parameters = (files.sha256(os.path.join(folder, name))[:32] for name in description["files"])
+        made_by = [f"weights={parameters}", f"program={program}"]
+    return Opened(run, settings, folder, None, None, None, chosen_on, refined, made_by)
 
 
 def list_that_chose(state):
@@ -158,7 +165,7 @@ def list_that_chose(state):
     return state.get("val_list") if several and best["epoch"] == state["epoch"] else None
 
 
-def extract(network, samples, reading, batch_size, on_batch=None, signals=None):
+def extract(network, samples, reading, batch_size, on_batch=None, signals=None, finish=None):
     """Runs a network in evaluation mode over a list; several processes bring their batches together on rank 0.
 
     Args:
@@ -166,6 +173,9 @@ def extract(network, samples, reading, batch_size, on_batch=None, signals=None):
         samples: reader.Samples; reading: reader.Reading.
         on_batch: called as on_batch(index, logits) after each batch; logits float32 [B, C] or None without a head.
         signals: process.Signals: a signal to one process ends this in all, between two batches.
+        finish: function of features [B, D] that is applied to each batch's, such as a whitening.
+
+    Memory beyond the features: that of some batches.
 
     Returns: Features; None on all ranks but 0.
     Raises: UserError where not one picture could be read; parallel.Signalled after a signal.
@@ -173,7 +183,7 @@ def extract(network, samples, reading, batch_size, on_batch=None, signals=None):
     from tqdm import tqdm
 
     batches = _run(_function(network), reader.read_in_order(samples, reading, batch_size), on_batch is not None)
-    features, indices, bad = [], [], []
+    features, bad, good = None, [], np.zeros(len(samples.paths), bool)
     hidden = True if reading.quiet else None  # None: shown on stderr where that is a terminal
     with tqdm(total=len(samples.paths), unit=" images", disable=hidden, dynamic_ncols=True) as bar:
         for index, embedding, logits, bad_here in parallel.collect(batches, signals):
@@ -181,18 +191,22 @@ def extract(network, samples, reading, batch_size, on_batch=None, signals=None):
             bad += bad_here
             if not len(index):
                 continue
-            indices.append(index)
-            features.append(embedding)
+            embedding = finish(embedding) if finish else embedding
+            if features is None:
+                features = np.empty((len(good), embedding.shape[1]), np.float32)
+            features[index], good[index] = embedding, True
             if on_batch:
                 bar.clear()
                 on_batch(index, logits)
     if not parallel.is_first():
         return None
-    if not features:
+    if features is None:
         raise UserError("not one image could be read")
-    index = np.concatenate(indices)
-    order = np.argsort(index, kind="stable")
-    return Features(np.concatenate(features)[order], index[order], sorted(bad))
+    index = np.flatnonzero(good)
+    for start in range(0, len(index), 4096):  # up into the places of the bad ones
+        rows = index[start : start + 4096]
+        features[start : start + len(rows)] = features[rows]
+    return Features(features[: len(index)], index, sorted(bad))
 
 
 def _function(network):
