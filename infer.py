@@ -32,6 +32,7 @@ import numpy as np
 
 import lists
 import models
+import pictures
 import reader
 import utility
 import weights
@@ -72,9 +73,9 @@ def main():
     samples = read_input(vars(args), typed)
     gallery = open_gallery(asked.gallery, args.data_dir)
     indexed = gallery if isinstance(gallery, reader.Samples) else None
-    for pictures in (samples, indexed):
-        if pictures and args.on_bad_image == "fail":
-            lists.check_files(pictures)
+    for some in (samples, indexed):
+        if some and args.on_bad_image == "fail":
+            lists.check_files(some)
     refine.check_refinement(refinement)
     process.start_paddle(args.use_gpu, args.seed)
     opened = extraction.open_network(vars(args), args.pretrained_model, args.allow_partial, args.weights)
@@ -83,8 +84,8 @@ def main():
 
     options, reading = utility.fill(engine.EngineOptions, args), utility.fill(reader.Reading, args)
     network = refine.refined(opened.network, refinement)
-    pictures = sum(len(some.paths) for some in (samples, indexed) if some)
-    network = engine.prepare(network, options, args.image_shape, pictures, opened.file_name)
+    count = sum(len(some.paths) for some in (samples, indexed) if some)
+    network = engine.prepare(network, options, args.image_shape, count, opened.file_name)
     whitening = refine.find_whitening(refinement, network, reading, args.batch_size, args.data_dir)
     if args.export_dir and parallel.is_first():
         export_model(args.export_dir, opened, refinement, whitening)
@@ -97,14 +98,14 @@ def main():
         if gallery and not indexed:
             features.check_made_by(gallery, made_by)
 
-    def embed(pictures, source, on_batch=None):
+    def embed(some, source, on_batch=None):
         """features.Gallery of Samples; None on all ranks but 0."""
         finish = (lambda rows: refine.whiten(rows, whitening)) if whitening else None
-        found = extraction.extract(network, pictures, reading, args.batch_size, on_batch, finish=finish)
+        found = extraction.extract(network, some, reading, args.batch_size, on_batch, finish=finish)
         if not parallel.is_first():
             return None
-        reader.report_bad_images(pictures, found.bad)
-        return features.gather(pictures, found, class_names(pictures), made_by, source)
+        reader.report_bad_images(some, found.bad)
+        return features.gather(some, found, class_names(some), made_by, source)
 
     scores = Scores(samples, opened) if wants_scores(asked.gallery, opened.settings.class_dim) else None
     shown = scores and not (args.quiet and args.feature_file)
@@ -153,8 +154,15 @@ def export_model(folder, opened, refinement, whitening):
 
 
 def class_names(samples):
-    """{label: name} of the classes of a list that has a file of them beside it."""
-    return reader.read_class_names(samples.source) if samples.source and samples.labels is not None else {}
+    """{label: name} of the classes of a list that has a file of them beside it, or of class folders."""
+    if samples.labels is None:
+        return {}
+    if samples.source:
+        return reader.read_class_names(samples.source)
+    folders = pictures.class_folders(samples.paths)
+    return {
+        label: folders[os.path.dirname(path)] for path, label in zip(samples.paths, samples.labels.tolist()) if folders
+    }
 
 
 def wants_scores(gallery, class_dim):
@@ -197,13 +205,16 @@ def read_input(flags, typed):
 
 
 def find_samples(inputs, data_dir):
-    """Samples of list files, folders and images; labels only where all inputs are lists that have them."""
+    """Samples of list files, folders and images.
+
+    Labels only where all inputs are lists that have them, or where the only one is a folder with class folders.
+    """
     parts = []
     for path in inputs:
         is_list = os.path.isfile(path) and not reader.is_binary(path)
         parts.append(reader.read_list(path, data_dir, need_labels=False) if is_list else reader.find_images([path]))
     if len(parts) == 1:
-        return parts[0]
+        return reader.with_folder_labels(parts[0]) if os.path.isdir(inputs[0]) else parts[0]
     labelled = all(part.labels is not None for part in parts)
     return reader.Samples(
         [path for part in parts for path in part.paths],

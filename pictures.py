@@ -164,3 +164,28 @@ def _is_folder(entry):
         if error.errno == errno.ELOOP:
             raise UserError(f"{entry.path}: a link that leads to itself: remove it") from None
         return False
+
+
+# ---------------------------------------------------------------- class folders
+
+
+def label_classes(folder, names):
+    """{class: label}: the NNN where all are named NNN.Name, else 1, 2, ... in sorted order. Raises: UserError."""
+    names = sorted(names, key=os.fsencode)
+    if not all(re.match(r"[0-9]{3}\.", name) and os.sep not in name for name in names):
+        return {name: label for label, name in enumerate(names, 1)}
+    for one, other in zip(names, names[1:]):
+        if one[:3] == other[:3]:
+            raise UserError(f"{folder}: {one!r} and {other!r} have the same number: rename or merge them")
+    return {name: int(name[:3]) for name in names}
+
+
+def class_folders(paths):
+    """{folder: its name as a class} of pictures that lie in class folders, two or more, and none beside these; or {}.
+
+    The name is the path from the folder that all of them are in.
+    """
+    folders = {os.path.dirname(path) for path in paths}
+    if len(folders) < 2 or os.path.commonpath(folders) in folders:
+        return {}
+    return {folder: os.path.relpath(folder, os.path.commonpath(folders)) for folder in folders}

@@ -187,6 +187,19 @@ def find_images(inputs):
     return Samples(paths, None, None, None)
 
 
+def with_folder_labels(samples):
+    """Samples of a folder, labelled by its class folders where it has some, as data/split.py labels them."""
+    names = pictures.class_folders(samples.paths)
+    if not names:
+        return samples
+    try:
+        labels = pictures.label_classes(os.path.commonpath(names), names.values())
+    except UserError:  # two folders with one number: whatever they are, they are no classes
+        return samples
+    found = [labels[names[os.path.dirname(path)]] for path in samples.paths]
+    return samples._replace(labels=np.array(found, np.int64))
+
+
 def is_utf_16(start):
     """Whether a file that starts so is text in UTF-16: by its mark, or by the zero bytes of plain letters."""
     words = len(start) // 2

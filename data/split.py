@@ -223,17 +223,6 @@ def find_parts(folder, parts, output_dir, left_out):
     return found
 
 
-def label_classes(folder, names):
-    """{class: label}: the NNN where all are named NNN.Name, else 1, 2, ... in sorted order. Raises: UserError."""
-    names = sorted(names, key=os.fsencode)
-    if not all(re.match(r"[0-9]{3}\.", name) and os.sep not in name for name in names):
-        return {name: label for label, name in enumerate(names, 1)}
-    for one, other in zip(names, names[1:]):
-        if one[:3] == other[:3]:
-            raise UserError(f"{folder}: {one!r} and {other!r} have the same number: rename or merge them")
-    return {name: int(name[:3]) for name in names}
-
-
 def as_classes(folder, found, label, prefix, left_out):
     """-> list of Class, sorted by their labels. Raises: UserError where a list can't hold the name of a folder.
 
@@ -375,7 +364,7 @@ def split(root, output_dir, name, division, absolute=False):
     parts = part_folders(folder)
     division.check(parts)
     found = find_parts(folder, parts, output_dir, left_out)
-    label = label_classes(folder, set().union(*found.values()))
+    label = pictures.label_classes(folder, set().union(*found.values()))
     lists = {}
     for part, classes in found.items():
         path = parts.get(part, folder)

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -321,6 +322,20 @@ def test_features_as_a_table(trained, birds, tmp_path):
     (tmp_path / "mine.csv").write_text("path,price\n")
     message = run("infer.py", best, f"--feature_file={tmp_path}/mine.csv", status=2).stderr
     assert "mine.csv: is there already and is not a feature file" in message
+
+
+def test_labels_from_class_folders(trained, birds, tmp_path):
+    for name in ("red/1.jpg", "red/2.jpg", "blue/deep sea/1.jpg", "blue/1.jpg"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f"{birds.root}/images/001.Bird_1/Bird_1_0000.jpg", tmp_path / "in" / name)
+    flags = [f"--pretrained_model={trained}/ResNet8/best", "--quiet", f"--feature_file={tmp_path}/f.npz"]
+    run("infer.py", *flags, "--input", str(tmp_path / "in"))
+    arrays = np.load(tmp_path / "f.npz")
+    names = [os.path.relpath(os.path.dirname(path), tmp_path / "in") for path in arrays["paths"]]
+    assert list(zip(names, arrays["labels"].tolist())) == [("blue", 1), ("blue/deep sea", 2), ("red", 3), ("red", 3)]
+    for inputs in (["red"], ["red", "blue"]):  # one folder of pictures; two inputs, whose numbers would not agree
+        run("infer.py", *flags, "--input", *(str(tmp_path / "in" / name) for name in inputs))
+        assert "labels" not in np.load(tmp_path / "f.npz")
 
 
 def test_classes_have_the_names_of_their_folders(trained, birds):

@@ -79,7 +79,9 @@ def test_infer_takes_folders_images_and_lists_of_paths_for_every_batch_size(trai
     common = [f"--pretrained_model={folder}/ResNet8/best", "--use_gpu=False"]
     run("infer.py", *common, "--input", f"{birds.root}/images", f"--feature_file={tmp_path}/a.npz", "--batch_size=7")
     folder_run = np.load(tmp_path / "a.npz")
-    assert len(folder_run["paths"]) == 96 and "labels" not in folder_run
+    assert len(folder_run["paths"]) == 96
+    folders = [os.path.basename(os.path.dirname(path)) for path in folder_run["paths"]]
+    assert folder_run["labels"].tolist() == [int(folder[:3]) for folder in folders]  # NNN.Name
     some = [str(p) for p in folder_run["paths"][[5, 0, 50]]]
     run("infer.py", *common, "--input", *some, f"--feature_file={tmp_path}/b.npz", "--batch_size=1")
     single = np.load(tmp_path / "b.npz")
