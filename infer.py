@@ -107,7 +107,11 @@ def main():
         reader.report_bad_images(some, found.bad)
         return features.gather(some, found, class_names(some), made_by, source)
 
-    scores = Scores(samples, opened) if wants_scores(asked.gallery, opened.settings.class_dim) else None
+    scores = (
+        Scores(samples, opened.labels, opened.class_names)
+        if wants_scores(asked.gallery, opened.settings.class_dim)
+        else None
+    )
     shown = scores and not (args.quiet and args.feature_file)
     found = embed(samples, "--input", scores.show if shown else None)
     if indexed:
@@ -232,11 +236,12 @@ class Scores:
     """Prints the best class of every image of `samples`.
 
     Args:
-        opened: extraction.Opened, with the labels of the head's classes; without them their numbers are printed.
+        labels: int64, those of the head's classes; None: their numbers are printed.
+        names: of the classes, list of str or None.
     """
 
-    def __init__(self, samples, opened):
-        self.samples, self.labels, self.names = samples, opened.labels, opened.class_names
+    def __init__(self, samples, labels, names=None):
+        self.samples, self.labels, self.names = samples, labels, names
         self.found, self.done = set(), 0
 
     def show(self, picture_index, logits):

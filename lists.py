@@ -72,6 +72,8 @@ def _why(path, error, near):
     if os.path.islink(path) and not os.path.exists(path):
         to = plain(os.readlink(path), 1000)
         return f"a link to {to}, which leads to itself" if _is_loop(error) else f"a link to {to}, which is not there"
+    if isinstance(error, IsADirectoryError):
+        return "no such image: a folder"
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return getattr(error, "strerror", None) or str(error)
     return f"no such image; {spelling.what_differs(path, near or os.curdir) or 'is --data_dir right?'}"
