@@ -124,7 +124,7 @@ class Pairs:
             self.different += _bins(some[some >= self.floor])
             enough = np.flatnonzero(np.cumsum(self.different[::-1]) > self.most * total)
             if len(enough):  # what is lower is never asked for
-                self.floor = np.float32((len(self.different) - 1 - enough[0] - 1) / STEPS - 1)
+                self.floor = np.float32((len(self.different) - 1 - enough[0] - 1) / STEPS - 1 - TIE)
 
     def accepted(self, share):
         """The lowest cosine, a multiple of 1 / STEPS, that at most `share` of the pairs of different classes reach.
@@ -144,8 +144,8 @@ class Pairs:
 
 
 def _bins(cosines):
-    """How many cosines lie in each step: int64 [2 * STEPS + 2], from -1."""
-    places = (cosines.astype(np.float64).ravel() + 1) * STEPS
+    """How many cosines lie in each step: int64 [2 * STEPS + 2], from -1; what lacks less than TIE of one is in it."""
+    places = (cosines.astype(np.float64).ravel() + (1 + TIE)) * STEPS
     return np.bincount(np.clip(places, 0, 2 * STEPS).astype(np.intp), minlength=2 * STEPS + 2)
 
 
