@@ -126,15 +126,20 @@ def _distances(a, b):
 
 
 def _nearest(items, count):
-    """Each item's nearest, itself first: int32 [N, count]; and the largest of its squared distances: float [N]."""
+    """Each item's nearest, itself first: int32 [N, count]; and the largest of its squared distances: float [N].
+
+    One that is equal to all others has no nearest but itself, and a largest distance of 1: a collapsed network, whose
+    ties would be broken by chance, gains nothing.
+    """
     ranks = np.empty((len(items), min(count, len(items))), np.int32)
     largest = np.empty(len(items), items.dtype)
     rows = max(1, BLOCK_VALUES // 2 // len(items))
     for start in range(0, len(items), rows):
         for i, row in enumerate(_distances(items[start : start + rows], items), start):
-            largest[i] = row.max() or 1  # all are equal
+            largest[i] = row.max() or 1
+            apart = row.any()
             row[i] = -1
-            ranks[i] = _highest(-row, count)
+            ranks[i] = _highest(-row, count) if apart else i
     return ranks, largest
 
 
