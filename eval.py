@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures a network on a labelled list: recall@k, MAP@R and R-precision over the whole list, and, where the list's
+"""Measures a network on a labelled list: recall@k, MAP@R, mAP and others over the whole list, and, where the list's
 classes are ones that the softmax head knows, its loss and top-1/top-5 accuracy.
 
     python eval.py --pretrained_model=output/ResNet50/best
@@ -27,7 +27,7 @@ import models
 import reader
 import utility
 import weights
-from retrieval import engine, extraction, metrics, refine
+from retrieval import engine, extraction, figures, metrics, refine
 from runtime import parallel, process
 from utility import UserError, boolean, number
 
@@ -44,9 +44,11 @@ def build_parser():
     add("--head_labels", type=boolean, default=False,
         help="the list's labels are the class numbers of a head that came without labels, as with an ImageNet list and "
         "an ImageNet model: print its loss and accuracy")
-    add("--output_json", default="", help="write all figures to this file, too")
+    add("--output_json", default="",
+        help="write all figures to this file, with those of each class and the queries that failed")
     add("--with_mem_opt", type=boolean, default=False, help="taken as in the original; evaluation keeps no activations")
     # fmt: on
+    figures.add_figure_arguments(parser)
     refine.add_refine_arguments(parser)
     reader.add_data_arguments(parser, training=False)
     models.add_model_arguments(parser)
@@ -66,6 +68,8 @@ def main():
     gallery = reader.read_list(args.gallery_list, args.data_dir) if args.gallery_list else None
     check_lists(query, gallery, args.train_list, args.data_dir, args.on_bad_image)
     check_output(args.output_json)
+    pictures = sum(len(samples.paths) for samples in (query, gallery) if samples)
+    more = figures.check_options(utility.fill(figures.Options, args), pictures)
     refinement = utility.fill(refine.Refinement, args)
     refine.check_refinement(refinement)
     process.start_paddle(args.use_gpu, args.seed)
@@ -77,7 +81,6 @@ def main():
         print("note: recall on this list chose the epoch of this checkpoint: on classes that chose nothing it is lower")
     start = time.time()
     reading = utility.fill(reader.Reading, args)
-    pictures = sum(len(samples.paths) for samples in (query, gallery) if samples)
     options = utility.fill(engine.EngineOptions, args)
     network = refine.refined(opened.network, refinement)
     network = engine.prepare(network, options, args.image_shape, pictures, opened.file_name)
@@ -90,28 +93,24 @@ def main():
     for samples, features in ((query, found), (gallery, found_gallery)):
         reader.report_bad_images(samples, features.bad if features else [])
     found, found_gallery = (refine.whitened(features, whitening) for features in (found, found_gallery))
-    result = head.result()
-    query_labels, gallery_labels = query.labels[found.index], None
-    if gallery:
-        gallery_labels = gallery.labels[found_gallery.index]
-        result.update(gallery_metrics(query, found, gallery, found_gallery, args.recall_at, args.exclude_self))
-    else:
-        result.update(metrics.retrieval_metrics(found.features, query_labels, args.recall_at))
+    search = searched(query, found, gallery, found_gallery, args.exclude_self)
+    measured = figures.measure(search, args.recall_at, more)
+    result = {**head.result(), **measured.figures}
     how = opened.refined or refine.in_words(refinement, whitening)
     result.update(seconds=round(time.time() - start, 2), dimension=found.features.shape[1])
     result.update({"refined": how} if how else {})
-    print_figures(result, how, metrics.remarks(found.features, query_labels, result, gallery_labels))
+    print_figures(result, how, figures.lines(measured, how))
+    for remark in metrics.remarks(found.features, search.labels, result, search.gallery_labels):
+        print(f"note: {remark}")
     if args.output_json:
-        bad = {
-            **reader.list_bad_images(query, found.bad),
-            **(reader.list_bad_images(gallery, found_gallery.bad, "bad_gallery_images") if gallery else {}),
-        }
+        details = record(measured, query, found, gallery, found_gallery)
+        details.update(args=vars(args), trained_with=extraction.flags_of_run(args.pretrained_model))
         with files.atomic_write(args.output_json) as file:
-            json.dump({**result, **bad, "args": vars(args)}, file, indent=1)
+            json.dump({**result, **details}, file, indent=1)
 
 
 # The figures that refined features change.
-REFINED = ("recall@", "MAP@R", "R-precision")
+REFINED = ("recall@", "MAP@R", "R-precision", "mAP", "mINP", "NMI")
 
 
 def idle_flags(flags):
@@ -120,13 +119,38 @@ def idle_flags(flags):
     return why if flags["gallery_list"] else {**why, "exclude_self": "no --gallery_list"}
 
 
-def print_figures(result, how, remarks):
-    """Prints figures {name: value}, and what metrics.remarks said of them. `how`: refine.in_words."""
+def print_figures(result, how, lines):
+    """Prints figures {name: value}, and the lines of figures.lines. `how`: refine.in_words."""
     for name, value in result.items():
         figure = f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
         print(figure + (f" ({how})" if how and name.startswith(REFINED) else ""))
-    for remark in remarks:
-        print(f"note: {remark}")
+    for line in lines:
+        print(line)
+
+
+def record(measured, query, found, gallery, found_gallery):
+    """What --output_json has beside the figures with a line of their own, {name: value}.
+
+    Args:
+        measured: figures.Measured.
+        query, gallery: reader.Samples; found, found_gallery: extraction.Features (of the gallery: None without one).
+    """
+    others, other_index = (gallery, found_gallery.index) if gallery else (query, found.index)
+    failed = figures.failed(
+        measured.ranked,
+        [query.paths[i] for i in found.index], query.labels[found.index],
+        [others.paths[i] for i in other_index], others.labels[other_index],
+    )  # fmt: skip
+    return {
+        "recall@1 interval": measured.interval,
+        "thresholds": measured.thresholds,
+        "list": reader.fingerprint(query),
+        "gallery": reader.fingerprint(gallery) if gallery else None,
+        "classes": measured.classes,
+        "failed_queries": failed,
+        **reader.list_bad_images(query, found.bad),
+        **(reader.list_bad_images(gallery, found_gallery.bad, "bad_gallery_images") if gallery else {}),
+    }
 
 
 def check_lists(query, gallery, train_list, data_dir, on_bad_image):
@@ -200,21 +224,22 @@ def own_pictures(query, query_index, gallery, gallery_index):
     return [np.array(rows.get(path, []), np.int64) for path in own]
 
 
-def gallery_metrics(query, found, gallery, found_gallery, recall_at, exclude_self):
-    """metrics.retrieval_metrics of the queries in a gallery, whose Features are `found_gallery`.
+def searched(query, found, gallery, found_gallery, exclude_self):
+    """figures.Search of what was found of the Samples; says how many queries are in the gallery themselves.
 
     Args:
         exclude_self: whether a query's own picture is left out of the gallery.
     """
+    labels = query.labels[found.index]
+    if not gallery:
+        return figures.Search(found.features, labels)
     own = own_pictures(query, found.index, gallery, found_gallery.index)
     count = sum(len(rows) > 0 for rows in own)
     if count:
         what = "left out of what it can find" if exclude_self else "found, too (--exclude_self=False)"
         print(f"note: {count} of {len(own)} queries are in the gallery themselves: a query's own picture is {what}")
-    return metrics.retrieval_metrics(
-        found.features, query.labels[found.index], recall_at,
-        found_gallery.features, gallery.labels[found_gallery.index], own=own if exclude_self else None,
-    )  # fmt: skip
+    own = own if exclude_self else None
+    return figures.Search(found.features, labels, found_gallery.features, gallery.labels[found_gallery.index], own)
 
 
 def head_classes(opened, samples, by_number):

@@ -112,6 +112,14 @@ def lists_of_run(flags, typed):
     return {**flags, "val_list": flags["val_list"] or reader.VAL_LIST}
 
 
+def flags_of_run(pretrained_model):
+    """The flags with which train.py made a checkpoint, {name: value}; {} for other weights."""
+    path = resolve(pretrained_model)
+    if not os.path.isfile(os.path.join(path, DESCRIPTION)):
+        return {}
+    return read_description(path, ("args",))["args"]
+
+
 # Flags that would change what is in an exported model, or that it can't heed, and their values where nothing is asked.
 NOT_EXPORTED = {
     **{"allow_partial": False, "weights": "", "head_labels": False, "export_dir": ""},

@@ -1,5 +1,6 @@
 """Exact retrieval metrics, computed in blocks: never more than a few rows of the similarity matrix at once."""
 
+import collections
 import math
 
 import numpy as np
@@ -10,6 +11,17 @@ from utility import UserError
 # than this are ties.
 TIE = 1e-6
 BLOCK_VALUES = 2**24
+STEPS = 100_000  # of a cosine of 1, in which `Pairs` counts
+
+# What `rank` finds of each query, in their order, all [N]. positives: how many it has, int64; closer: the negatives
+# that are closer than (or as close as) the closest of them, int64; map_at_r, r_precision, average_precision,
+# inverse_penalty: its part of the means that are called so, float64, 0 without a positive; best: similarity of its
+# closest positive, -inf without; wrong: index of the closest negative in the gallery, -1 where there is none or where a
+# positive is closer; similarity: of that one, float32.
+Ranked = collections.namedtuple(
+    "Ranked",
+    "positives closer map_at_r r_precision average_precision inverse_penalty best wrong similarity",
+)
 
 
 def retrieval_metrics(features, labels, recall_at=(1, 2, 4, 8), gallery_features=None, gallery_labels=None, full=True,
@@ -39,33 +51,102 @@ def retrieval_metrics(features, labels, recall_at=(1, 2, 4, 8), gallery_features
 
     Memory beyond the features: one normalised float32 copy of them (two with a gallery) and about 150 MB.
     """
-    for some, of_some in ((features, labels), (gallery_features, gallery_labels)):
-        if some is not None and not 0 < len(some) == len(of_some):
-            raise ValueError(f"{len(some)} features and {len(of_some)} labels")
-    order = np.argsort(labels, kind="stable")
-    query, query_labels = _unit(features, order), np.asarray(labels)[order]
-    if gallery_features is None:
-        gallery, gallery_labels = query, query_labels
+    parts = _sort(features, labels, gallery_features, gallery_labels, own)
+    if full or gallery_features is not None:
+        ranked = _rank_rows(parts, "R" if full else "")
     else:
-        gallery_order = np.argsort(gallery_labels, kind="stable")
-        gallery, gallery_labels = _unit(gallery_features, gallery_order), np.asarray(gallery_labels)[gallery_order]
-        if own is not None:
-            place = np.argsort(gallery_order)  # of each picture, in the sorted gallery
-            own = [place[own[i]] for i in order]
-    # Sorted by class, the positives of a query are one slice of its row.
-    first = np.searchsorted(gallery_labels, query_labels, "left")
-    last = np.searchsorted(gallery_labels, query_labels, "right")
+        positives, closer = parts.last - parts.first - 1, _count_closer(parts.query, parts.first, parts.last)
+        ranked = Ranked(positives, closer, *[None] * 7)
+    return summarise(ranked, recall_at, ("MAP@R", "R-precision") if full else ())
 
-    if full or gallery is not query:
-        positives, closer, average_precision, r_precision = _rank_rows(query, gallery, first, last, full, own)
-    else:
-        positives, closer = last - first - 1, _count_closer(query, first, last)
-    result = {f"recall@{k}": float((closer < k)[positives > 0].sum() / len(query)) for k in recall_at}
-    if full:
-        result.update({"MAP@R": float(average_precision.mean()), "R-precision": float(r_precision.mean())})
-    result["queries"] = len(query)
-    lone = int(np.count_nonzero(positives == 0))
+
+def rank(features, labels, gallery_features=None, gallery_labels=None, own=None, pairs=None, similar=None):
+    """Where each query's positives stand among its neighbours: Ranked.
+
+    Args:
+        features, labels, gallery_features, gallery_labels, own: as of `retrieval_metrics`, whose rules and memory count
+            here, too.
+        pairs: Pairs that take in the similarities; None: they are not counted.
+        similar: function(index) -> float32 [B, M], what goes in the place of the cosines of the queries of these
+            indices with the gallery; None: the cosines.
+    """
+    parts = _sort(features, labels, gallery_features, gallery_labels, own)
+    found = _rank_rows(parts, "all", pairs, similar)
+    wrong = np.where(found.wrong < 0, -1, parts.gallery_order[found.wrong])
+    back = np.empty(len(parts.order), np.int64)
+    back[parts.order] = np.arange(len(back))
+    return Ranked(*(values[back] for values in found._replace(wrong=wrong)))
+
+
+def summarise(ranked, recall_at=(1, 2, 4, 8), means=("MAP@R", "R-precision", "mAP", "mINP")):
+    """The figures of `retrieval_metrics`, and of these means:
+
+    "mAP": mean over queries of 1/R sum_i i / (rank of the i-th of its R positives);
+    "mINP": mean over queries of R / (rank of the last of them) (Ye et al., arXiv 2001.04193).
+    """
+    has = ranked.positives > 0
+    result = {f"recall@{k}": float((ranked.closer < k)[has].sum() / len(has)) for k in recall_at}
+    result.update({name: float(getattr(ranked, MEANS[name]).mean()) for name in means})
+    result["queries"] = len(has)
+    lone = int(np.count_nonzero(~has))
     return {**result, "queries_without_positive": lone} if lone else result
+
+
+# The field of Ranked whose mean a figure is.
+MEANS = {"MAP@R": "map_at_r", "R-precision": "r_precision", "mAP": "average_precision", "mINP": "inverse_penalty"}
+
+
+class Pairs:
+    """Counts pairs of pictures by their cosine in steps of 1 / STEPS, those of one class and of different ones.
+
+    Of different classes only so many are counted as a share of `most` needs, from the highest: after a while nearly
+    all are left out by one comparison.
+
+    Args:
+        most: the largest share that `accepted` will be asked for.
+    """
+
+    def __init__(self, most=0.01):
+        self.most, self.total, self.floor = most, 0, np.float32(-2)  # total: pairs of different classes
+        self.same, self.different = (np.zeros(2 * STEPS + 2, np.int64) for _ in range(2))
+
+    def add_same(self, cosines):
+        self.same += _bins(cosines)
+
+    def add_different(self, cosines, total):
+        """Takes in a block of them, -inf for what is no such pair.
+
+        Args:
+            total: how many there are in all.
+        """
+        self.total = total
+        for some in np.array_split(cosines, max(1, cosines.size // 2**19)):
+            self.different += _bins(some[some >= self.floor])
+            enough = np.flatnonzero(np.cumsum(self.different[::-1]) > self.most * total)
+            if len(enough):  # what is lower is never asked for
+                self.floor = np.float32((len(self.different) - 1 - enough[0] - 1) / STEPS - 1 - TIE)
+
+    def accepted(self, share):
+        """The lowest cosine, a multiple of 1 / STEPS, that at most `share` of the pairs of different classes reach.
+
+        Returns: (cosine, share of these pairs that reach it, share of the pairs of one class that do); None where
+            there are no pairs of either kind, or where more than that share reach 1.
+        """
+        if not self.total or not self.same.any():
+            return None
+        reached = np.cumsum(self.different[::-1])
+        place = np.searchsorted(reached, share * self.total, "right") - 1  # the last that is not above
+        bin_ = len(reached) - 1 - place
+        if bin_ > 2 * STEPS:
+            return None
+        true = self.same[bin_:].sum() / self.same.sum()
+        return float(bin_ / STEPS - 1), float(self.different[bin_:].sum() / self.total), float(true)
+
+
+def _bins(cosines):
+    """How many cosines lie in each step: int64 [2 * STEPS + 2], from -1; what lacks less than TIE of one is in it."""
+    places = (cosines.astype(np.float64).ravel() + (1 + TIE)) * STEPS
+    return np.bincount(np.clip(places, 0, 2 * STEPS).astype(np.intp), minlength=2 * STEPS + 2)
 
 
 def remarks(features, labels, result, gallery_labels=None):
@@ -98,8 +179,31 @@ def _are_equal(features):
     return bool((features @ features[0] >= (1 - TIE) * lengths * lengths[0]).all() and lengths.all())
 
 
-# In the following: query [N, D], gallery [M, D]: of length 1, sorted by label; those that share the class of query i
-# are gallery[first[i] : last[i]]. Where query and gallery are one array, an image is no neighbour of itself.
+# query [N, D], gallery [M, D]: of length 1, sorted by label, by the indices order and gallery_order; those that share
+# the class of query i are gallery[first[i] : last[i]]. Where both are one array, an image is no neighbour of itself.
+# own: as of retrieval_metrics, sorted, too.
+_Sorted = collections.namedtuple("_Sorted", "query gallery first last own order gallery_order")
+
+
+def _sort(features, labels, gallery_features, gallery_labels, own):
+    """_Sorted of the arguments of `retrieval_metrics`."""
+    for some, of_some in ((features, labels), (gallery_features, gallery_labels)):
+        if some is not None and not 0 < len(some) == len(of_some):
+            raise ValueError(f"{len(some)} features and {len(of_some)} labels")
+    order = gallery_order = np.argsort(labels, kind="stable")
+    query, query_labels = unit(features, order), np.asarray(labels)[order]
+    if gallery_features is None:
+        gallery, gallery_labels, own = query, query_labels, None
+    else:
+        gallery_order = np.argsort(gallery_labels, kind="stable")
+        gallery, gallery_labels = unit(gallery_features, gallery_order), np.asarray(gallery_labels)[gallery_order]
+        if own is not None:
+            place = np.argsort(gallery_order)  # of each picture, in the sorted gallery
+            own = [place[own[i]] for i in order]
+    # Sorted by class, the positives of a query are one slice of its row.
+    first = np.searchsorted(gallery_labels, query_labels, "left")
+    last = np.searchsorted(gallery_labels, query_labels, "right")
+    return _Sorted(query, gallery, first, last, own, order, gallery_order)
 
 
 def _count_closer(features, first, last):
@@ -153,36 +257,96 @@ def _best_positive(features, first, last):
     return best
 
 
-def _rank_rows(query, gallery, first, last, full, own=None):
-    """Goes through the similarities by whole rows.
+def _rank_rows(parts, ranks, pairs=None, similar=None):
+    """Goes through the similarities by whole rows; -> Ranked, in the order of `parts`.
 
-    Returns: the number of each query's positives and of the negatives that are closer than (or as close as) the closest
-        of them, int64 [N]; average precision at R and R-precision, float64 [N], which stay 0 without `full`
+    Args:
+        ranks: of which positives they are wanted: "" of none, "R" of those among the R nearest, "all".
+        pairs, similar: as of `rank`.
     """
-    positives, closer = np.zeros(len(query), np.int64), np.zeros(len(query), np.int64)
-    average_precision, r_precision = np.zeros(len(query)), np.zeros(len(query))
+    query, gallery, first, last, own, order, gallery_order = parts
+    alone, count = gallery is query, len(query)
+    found = Ranked(
+        *np.zeros((2, count), np.int64), *np.zeros((4, count)), np.full(count, -np.inf, np.float32),
+        np.full(count, -1), np.full(count, -np.inf, np.float32),
+    )  # fmt: skip
+    different = _different_pairs(parts) if pairs else 0
     rows = max(1, BLOCK_VALUES // len(gallery))
-    similarity = np.empty((min(rows, len(query)), len(gallery)), np.float32)
-    for start in range(0, len(query), rows):
-        part = query[start : start + rows]
-        for i, row in enumerate(np.matmul(part, gallery.T, out=similarity[: len(part)]), start):
-            if gallery is query:
+    similarity = np.empty((min(rows, count), len(gallery)), np.float32)
+    for start in range(0, count, rows):
+        part = slice(start, min(start + rows, count))
+        if similar:
+            block = similar(order[part])[:, gallery_order]
+        else:
+            block = np.matmul(query[part], gallery.T, out=similarity[: part.stop - start])
+        same = []
+        for i, row in enumerate(block, start):
+            if alone:
                 row[i] = -np.inf
             elif own is not None:
                 row[own[i]] = -np.inf
             positive = row[first[i] : last[i]]
+            if pairs:
+                same.append(row[max(first[i], i + 1) : last[i]].copy() if alone else positive[positive > -np.inf])
             positive = positive[positive > -np.inf]
             row[first[i] : last[i]] = -np.inf  # leaves the negatives
-            if not len(positive):
-                continue
-            positive[::-1].sort()
-            positives[i] = len(positive)
-            closer[i] = np.count_nonzero(row >= positive[0] - np.float32(TIE))
-            if full and closer[i] < len(positive):
-                ranks = _ranks(positive, row)
-                average_precision[i] = (np.arange(1, len(ranks) + 1) / ranks).sum() / len(positive)
-                r_precision[i] = len(ranks) / len(positive)
-    return positives, closer, average_precision, r_precision
+            _rank_row(found, i, positive, row, ranks)
+            if pairs and alone:
+                row[: last[i]] = -np.inf  # leaves those whose pairs with this one are not counted yet
+        if pairs:
+            pairs.add_same(np.concatenate(same))
+            pairs.add_different(block, different)
+    return found
+
+
+def _different_pairs(parts):
+    """How many pairs of different classes there are: in a list alone each once, a query's own pictures left out."""
+    if parts.gallery is parts.query:
+        return int((len(parts.query) - parts.last).sum())
+    negatives = len(parts.gallery) - (parts.last - parts.first)
+    for i, own in enumerate(parts.own if parts.own is not None else ()):
+        negatives[i] -= len(set(own[(own < parts.first[i]) | (own >= parts.last[i])].tolist()))
+    return int(negatives.sum())
+
+
+def _rank_row(found, i, positive, row, ranks):
+    """Fills in row i of the Ranked `found`.
+
+    Args:
+        positive: similarities of a query's positives; they are sorted here.
+        row: those of its negatives; -inf for all others.
+    """
+    count = len(positive)
+    if count:
+        positive[::-1].sort()
+        found.positives[i], found.best[i] = count, positive[0]
+        found.closer[i] = np.count_nonzero(row >= positive[0] - np.float32(TIE))
+    if ranks == "all" and (found.closer[i] or not count):
+        nearest = row.argmax()
+        if row[nearest] > -np.inf:
+            found.wrong[i], found.similarity[i] = nearest, row[nearest]
+    if ranks == "all" and count:
+        every = _all_ranks(positive, row)
+        found.average_precision[i] = (np.arange(1, count + 1) / every).sum() / count
+        found.inverse_penalty[i] = count / every[-1]
+        near = every[every <= count]
+    elif ranks and found.closer[i] < count:
+        near = _ranks(positive, row)
+    else:
+        return
+    found.map_at_r[i] = (np.arange(1, len(near) + 1) / near).sum() / count
+    found.r_precision[i] = len(near) / count
+
+
+def _all_ranks(positive, row):
+    """Ranks, from 1, of all positives. Arguments as of `_ranks`."""
+    threshold = positive - np.float32(TIE)
+    if len(positive) * 500 <= len(row):  # then to count is faster than to sort
+        closer = np.array([np.count_nonzero(row >= value) for value in threshold])
+    else:
+        negative = np.sort(row[row >= threshold[-1]])
+        closer = len(negative) - np.searchsorted(negative, threshold, "left")
+    return np.arange(1, len(positive) + 1) + closer
 
 
 def _ranks(positive, row):
@@ -206,7 +370,7 @@ def _ranks(positive, row):
     return np.arange(1, low + 1) + len(negative) - np.searchsorted(negative, threshold[:low], "left")
 
 
-def _unit(features, order):
+def unit(features, order):
     """features[order] as float32 vectors of length 1; zeros stay zeros."""
     rows = features[order]
     if rows.dtype not in (np.float32, np.float64):

@@ -127,7 +127,7 @@ def test_lists_of_the_run_are_found_from_anywhere(tmp_path):
     ):
         out = run_in(folder, "eval.py", f"--pretrained_model={checkpoint}").stdout
         figures.append(re.findall(r"^(?:recall|MAP|R-).*", out, re.MULTILINE))
-        assert len(figures[-1]) == 6 and figures[-1] == figures[0]
+        assert len(figures[-1]) == 7 and figures[-1] == figures[0]
         run_in(folder, "infer.py", f"--pretrained_model={checkpoint}", "--quiet")
     out = run_in(other, "train.py", f"--checkpoint={home}/out/a/ResNet8/latest", "--num_epochs=2").stdout
     assert f"train_list: {home}/set/birds_train.txt" in out

@@ -130,7 +130,7 @@ def summary(run, progress, val, seconds):
     if progress.best:
         names[progress.best["epoch"]] = f"best, pass {progress.best['epoch']}"
     recalls = [f"    {name:16}{found[epoch]:6.1%}" for epoch, name in sorted(names.items()) if epoch in found]
-    if recalls:
+    if recalls and val:
         rows[:0] = [f"recall@1 on {val.source}", *recalls, ""]
     line = "-" * 72
     return "\n".join(
