@@ -57,7 +57,8 @@ class _Parser(argparse.ArgumentParser):
         choices = [str(choice) for choice in action.choices]
         bare = {_bare(choice): choice for choice in choices}
         wanted = _bare(str(value))
-        close = [wanted] * (wanted in bare) + [name for name in bare if len(wanted) > 2 and name.startswith(wanted)]
+        begin = [name for name in bare if len(wanted) > 2 and name.startswith(wanted)]
+        close = [wanted] * (wanted in bare) + sorted(begin, key=len)
         close += difflib.get_close_matches(wanted, bare, n=1)
         meant = _did_you_mean(bare[close[0]] if close else None)
         message = f"{plain(value)!r} is none of {', '.join(choices)}{meant}"
@@ -134,13 +135,14 @@ def parse_typed(parser):
 
 def _repeated(words):
     """{flag: [value]} of the flags that have several different values on a command line."""
-    given = {}
+    given, values = {}, []
     for word in words:
         flag, equals, value = word.partition("=")
         if flag.startswith("--"):
-            given.setdefault(flag, []).append([value] if equals else [])
-        elif given:
-            given[next(reversed(given))][-1].append(word)
+            values = [value] if equals else []
+            given.setdefault(flag, []).append(values)
+        else:
+            values.append(word)
     values = {flag: [" ".join(words) for words in lists] for flag, lists in given.items()}
     return {flag: texts for flag, texts in values.items() if len(set(texts)) > 1}
 

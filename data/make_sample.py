@@ -25,7 +25,7 @@ import stat
 import cv2
 import numpy as np
 
-from split import UserError, files, process, say, split
+from split import Division, UserError, files, process, say, split
 
 MARK = "sample.json"  # says that a folder is a sample, and which files in it are ours
 MOST_MARK = 1 << 20  # bytes; that of 200 species has 60,000
@@ -371,7 +371,7 @@ def write_sample(folder, species, images, size, seed):
     with concurrent.futures.ThreadPoolExecutor() as pool:
         list(pool.map(write, *zip(*paths)))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        split(folder, folder, "birds", None, False)
+        split(folder, folder, "birds", Division())
     with open(os.path.join(folder, MARK), "w", encoding="utf-8", newline="\n") as file:
         json.dump({"seed": seed, "size": size, "images": images, "species": species}, file, indent=1)
 

@@ -277,7 +277,7 @@ def test_pictures_and_classes_that_two_lists_share(birds, trained, tmp_path):
     (tmp_path / "gallery.txt").write_text("\n".join([*rows, *train_rows]))
     best = f"--pretrained_model={trained}/ResNet8/best"
     result = run("eval.py", best, f"--val_list={tmp_path}/query.txt", f"--gallery_list={tmp_path}/gallery.txt")
-    assert "warning: 1 of 49 queries have a copy in the gallery under another name" in result.stderr
+    assert "warning: 1 of 49 queries find a copy in the gallery under another name" in result.stderr
     assert "48 of 49 queries are in the gallery themselves" in result.stdout
 
 

@@ -50,9 +50,7 @@ def test_a_folder_of_pictures_and_class_folders_is_a_class_and_said(tmp_path):
     make(tmp_path, {"cover.jpg": JPEG})
     result = run("data/split.py", tmp_path, "--name=x")
     assert lists(tmp_path, "x")[2] == ["1 cat", "2 cat/siamese", "3 dog"]
-    assert f"1 class folders hold class folders, too, which are classes of their own (first: {tmp_path}/cat)" in (
-        result.stderr
-    )
+    assert f"class folders in 1 class folder are classes of their own (first: {tmp_path}/cat)" in (result.stderr)
     assert f"left out 1 file: 1 in {tmp_path} itself, in no class folder (first: {tmp_path}/cover.jpg)" in result.stderr
 
 
@@ -156,9 +154,9 @@ def test_warnings_of_classes_that_teach_nothing(tmp_path):
     make(tmp_path, {**pictures("a", "b"), **pictures("lone", count=1)})
     result = run("data/split.py", tmp_path, "--train_classes=1")
     assert "warning: one class trains: a metric loss needs images of at least two" in result.stderr
-    assert "warning: val: 1 classes of one image" in result.stderr and "next: " not in result.stdout
+    assert "warning: val: 1 class of one image" in result.stderr and "next: " not in result.stdout
     result = run("data/split.py", tmp_path, "--train_classes=all")
-    assert f"warning: train: 1 classes of one image (first: {tmp_path}/lone)" in result.stderr
+    assert f"warning: train: 1 class of one image (first: {tmp_path}/lone)" in result.stderr
 
 
 # ---------------------------------------------------------------- the next command

@@ -96,7 +96,8 @@ def test_help_fits_a_terminal_and_begins_with_what_matters(script, monkeypatch):
     parser = importlib.import_module(script).build_parser()
     lines = parser.format_help().splitlines()
     assert max(map(len, lines)) < 80
-    headings = [line[:-1] for line in lines if re.fullmatch(r"[a-z].*:", line)]
+    titles = [group.title for group in parser._action_groups]
+    headings = [line[:-1] for line in lines if line[:-1] in titles]
     own = {"train": "run", "eval": "evaluation", "infer": "inference"}[script]
     assert headings[:3] == ["start here", "options", own] and "data" in headings[3:]
     flags = [re.match(r"  (--\w+)", line)[1] for line in lines if line.startswith("  --")]

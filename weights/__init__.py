@@ -26,8 +26,9 @@ def add_weight_arguments(parser):
         default="",
         help="weights to start from: a checkpoint directory of train.py (such as output/ResNet50/best); imagenet: the "
         "official ImageNet file of --model, downloaded once; or a file or folder of others (.pdparams, .safetensors, "
-        ".h5, fluid's save_vars; docs/weights.md). Those of Caffe and Keras need --model=ResNet50_va, which halves the "
-        "resolution in the first 1x1 convolution of a stage: the wrong one loads without an error and costs accuracy. "
+        ".h5, fluid's save_vars; docs/weights.md). Where a stage halves the resolution "
+        "cannot be seen in a file: Caffe and Keras do it in the first 1x1 convolution (--model=ResNet50_va); the wrong "
+        "network loads without an error and costs accuracy. "
         "eval.py and infer.py also take a folder of infer.py --export_dir",
     )
     group.add_argument(
