@@ -66,12 +66,13 @@ def main():
     process.join_early(args.use_gpu, args.seed)
     query = reader.read_list(args.val_list, args.data_dir)
     gallery = reader.read_list(args.gallery_list, args.data_dir) if args.gallery_list else None
-    check_lists(query, gallery, args.train_list, args.data_dir, args.on_bad_image)
+    refinement = utility.fill(refine.Refinement, args)
+    refine.check_refinement(refinement)
+    apart = {"training images": args.train_list, "learned from by --whiten": refine.list_to_learn_from(refinement)}
+    check_lists(query, gallery, apart, args.data_dir, args.on_bad_image)
     check_output(args.output_json)
     pictures = sum(len(samples.paths) for samples in (query, gallery) if samples)
     more = figures.check_options(utility.fill(figures.Options, args), pictures)
-    refinement = utility.fill(refine.Refinement, args)
-    refine.check_refinement(refinement)
     process.start_paddle(args.use_gpu, args.seed)
     opened = extraction.open_network(vars(args), args.pretrained_model, args.allow_partial, args.weights)
     vars(args).update(dataclasses.asdict(opened.settings))
@@ -153,11 +154,11 @@ def record(measured, query, found, gallery, found_gallery):
     }
 
 
-def check_lists(query, gallery, train_list, data_dir, on_bad_image):
+def check_lists(query, gallery, apart, data_dir, on_bad_image):
     """Raises a UserError where there is nothing to find, or where pictures are missing; reports what is there twice.
 
     Args:
-        train_list: the list that the network was trained on, or None where it is not known.
+        apart: {what its pictures are: list file or None} of lists that should have no picture of the queries.
     """
     if gallery and not np.isin(query.labels, gallery.labels).any():
         raise UserError(f"{gallery.source}: has no image of any class of {query.source}: nothing to find")
@@ -166,12 +167,13 @@ def check_lists(query, gallery, train_list, data_dir, on_bad_image):
         for samples in both:
             lists.check_files(samples)
     if parallel.is_first():
-        train = [reader.read_list(train_list, data_dir)] if train_list else []
-        identities = lists.identify(*both, *train)
+        apart = {what: path for what, path in apart.items() if path}
+        others = [reader.read_list(path, data_dir, need_labels=False) for path in apart.values()]
+        identities = lists.identify(*both, *others)
         for samples, identity in zip(both, identities):
             lists.report_repeated(samples, identity)
-        if train:
-            lists.report_shared(query, identities[0], identities[-1], "training images")
+        for what, identity in zip(apart, identities[len(both) :]):
+            lists.report_shared(query, identities[0], identity, what)
         if gallery:
             report_copies(query, *identities[:2])
 

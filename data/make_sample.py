@@ -21,7 +21,12 @@ import math
 import os
 import re
 import stat
+import sys
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from runtime import packages
+
+packages.check(("numpy", "cv2"))
 import cv2
 import numpy as np
 

@@ -105,6 +105,12 @@ def check_refinement(refinement):
         raise UserError(f"--whiten={refinement.whiten}: no such file")
 
 
+def list_to_learn_from(refinement):
+    """The list file that --whiten names, or None where it names none, or a file of arrays."""
+    path = refinement.whiten
+    return path if path and not zipfile.is_zipfile(path) else None
+
+
 # ---------------------------------------------------------------- whitening
 
 

@@ -279,6 +279,8 @@ def test_pictures_and_classes_that_two_lists_share(birds, trained, tmp_path):
     result = run("eval.py", best, f"--val_list={tmp_path}/query.txt", f"--gallery_list={tmp_path}/gallery.txt")
     assert "warning: 1 of 49 queries find a copy in the gallery under another name" in result.stderr
     assert "48 of 49 queries are in the gallery themselves" in result.stdout
+    result = run("eval.py", best, f"--val_list={tmp_path}/query.txt", f"--whiten={tmp_path}/gallery.txt")
+    assert "warning: 49 of 49 images are learned from by --whiten, 1 under another name; the first: " in result.stderr
 
 
 def test_all_bad_pictures_are_in_the_files(birds, trained, tmp_path):
@@ -345,7 +347,7 @@ def test_classes_have_the_names_of_their_folders(trained, birds):
     assert names == [(str(label), f"{label:03d}.Bird_{label}") for label in found]
 
 
-@pytest.mark.parametrize("script", ["train.py", "eval.py", "infer.py"])
+@pytest.mark.parametrize("script", ["train.py", "eval.py", "infer.py", "data/make_sample.py"])
 def test_missing_packages_are_one_line(script):
     command = [sys.executable, "-S", script, "--help"]  # -S: without what is installed
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
