@@ -197,7 +197,9 @@ def read_progress(description):
 
 
 def new_run(flags, typed):
-    flags, found = losses.settle(report_idle(flags, typed)), None
+    if parallel.is_first():
+        report_idle(flags, typed)
+    flags, found = losses.settle(flags), None
     if flags["pretrained_model"]:
         found = weights.read_weights(
             flags["pretrained_model"], flags["model"] or models.DEFAULT_MODEL, flags["weights"]
@@ -211,9 +213,7 @@ def new_run(flags, typed):
 
 
 def report_idle(flags, typed):
-    """Says which of the typed flags have no effect on what a run does, or keep another from it; -> flags."""
-    if not parallel.is_first():
-        return flags
+    """Says which of the typed flags have no effect on what a run does, or keep another from it."""
     idle = losses.without_effect(flags, typed)
     if idle:
         print(f"note: without effect on {flags['loss_name']}: {', '.join(f'--{name}' for name in idle)}")
@@ -236,7 +236,6 @@ def report_idle(flags, typed):
         print(f"note: the rate never comes to --lr: --warmup_epochs={flags['warmup_epochs']:g} of {epochs} epochs")
     if flags["warmup_head_epochs"] >= epochs:
         print(f"note: the backbone never trains: --warmup_head_epochs={flags['warmup_head_epochs']} of {epochs} epochs")
-    return flags
 
 
 def settled_flags(settings):
