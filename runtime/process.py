@@ -30,6 +30,8 @@ class Stopped(Exception):
 
 def run_script(main):
     """Runs `main()` and ends the process: 0, 2 after a UserError (one line on stderr), 130 after Ctrl-C."""
+    for name in ("stdout", "stderr"):  # None where the caller has closed them
+        setattr(sys, name, getattr(sys, name) or open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name that the terminal's encoding lacks ends no run
     try:
         main()

@@ -168,3 +168,11 @@ def test_cpus_are_counted_from_the_quota(monkeypatch):
     for quota, wanted in ((math.inf, 8), (2.5, 3), (0.1, 1), (64, 8)):
         monkeypatch.setattr(process, "cpu_quota", lambda quota=quota: quota)
         assert process.cpu_count() == wanted
+
+
+def test_output_that_is_closed_from_the_start(tmp_path):
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        command = f"{sys.executable} data/split.py {tmp_path}/none {closed}"
+        result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert result.returncode == 2 and "Traceback" not in result.stderr
+        assert ("no such folder" in result.stderr) == ("2>&-" not in closed)
