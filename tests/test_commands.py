@@ -19,6 +19,8 @@ from conftest import ROOT, TINY, draw_birds, read_rows, run
 import utility
 from retrieval import metrics
 from training import start
+from training.log import RunLog
+from training.run import Progress
 
 QUICK = [*TINY, "--num_epochs=1"]
 
@@ -93,6 +95,15 @@ def test_a_terminal_has_the_original_lines_and_a_bar(birds, tmp_path):
     quiet = on_a_terminal(*command, "--overwrite=True", "--quiet")
     assert "trainbatch" not in quiet and "%|" not in quiet and "Configuration" not in quiet
     assert re.search(r"^Pass 0, recall@1 ", quiet, re.MULTILINE) and "what to type next" in quiet
+
+
+def test_what_is_left_counts_evaluations():
+    settings = start.RunSettings(num_epochs=6, eval_every=2)
+    log = RunLog(None, settings, None)
+    progress = Progress(steps=10, epoch=1, step=4)
+    assert log.left(progress, 0.5) == 0.5 * (6 + 4 * 10)  # before one has been timed
+    log.evaluation = 100.0
+    assert log.left(progress, 0.5) == 0.5 * 46 + 3 * 100  # after the epochs 1, 3 and 5
 
 
 def test_quiet_figures_and_features(trained, birds, tmp_path):
@@ -254,9 +265,16 @@ def test_remarks_stand_where_the_figures_are(birds, trained, tmp_path):
     rows = [f"{birds.root}/{row}" for row in read_rows(birds.val_list)]
     (tmp_path / "one.txt").write_text("\n".join(row for row in rows if row.endswith(" 7")))
     (tmp_path / "lone.txt").write_text("\n".join(rows[:17]))
+    for name in ("a", "b", "c", "d"):
+        shutil.copy(f"{birds.root}/images/001.Bird_1/Bird_1_0000.jpg", tmp_path / f"{name}.jpg")
+    (tmp_path / "same.txt").write_text("a.jpg 1\nb.jpg 1\nc.jpg 2\nd.jpg 2\n")
     best = f"--pretrained_model={trained}/ResNet8/best"
     out = run("eval.py", best, f"--val_list={tmp_path}/one.txt").stdout
     assert "recall@1: 1.0000" in out and "note: all images to be found are of one class" in out
+    out = run("eval.py", best, f"--val_list={tmp_path}/same.txt").stdout
+    assert (
+        "recall@1: 0.0000" in out and "note: all embeddings are equal: the network tells no image from another" in out
+    )
     out = run(
         "train.py", *birds.lists, *QUICK, f"--val_list={tmp_path}/lone.txt", f"--model_save_dir={tmp_path}"
     ).stdout

@@ -103,7 +103,7 @@ def test_help_fits_a_terminal_and_begins_with_what_matters(script, monkeypatch):
     flags = [re.match(r"  (--\w+)", line)[1] for line in lines if line.startswith("  --")]
     assert sorted(flags) == sorted(a.option_strings[0] for a in parser._actions if a.dest != "help")
     first = lines.index("options:")
-    assert 5 <= sum(line.startswith("  --") for line in lines[:first]) <= 10 or script == "infer"
+    assert 5 <= sum(line.startswith("  --") for line in lines[:first]) <= 10
 
 
 def test_flags_that_are_given_twice(monkeypatch, capsys):
