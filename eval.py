@@ -16,6 +16,7 @@ packages.check()
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import time
 
@@ -27,8 +28,9 @@ import models
 import reader
 import utility
 import weights
-from retrieval import engine, extraction, figures, metrics, refine
+from retrieval import engine, extraction, features, figures, metrics, refine, report
 from runtime import parallel, process
+from training.run import Run
 from utility import UserError, boolean, number
 
 
@@ -46,6 +48,9 @@ def build_parser():
         "an ImageNet model: print its loss and accuracy")
     add("--output_json", default="",
         help="write all figures to this file, with those of each class and the queries that failed")
+    add("--report", default="",
+        help="write a page, .html, that shows where the network fails: its worst queries with their neighbours, the "
+        "classes that it confuses, training's curves, a map of the features; one file, needs no network")
     add("--with_mem_opt", type=boolean, default=False, help="taken as in the original; evaluation keeps no activations")
     # fmt: on
     figures.add_figure_arguments(parser)
@@ -54,7 +59,7 @@ def build_parser():
     models.add_model_arguments(parser)
     weights.add_weight_arguments(parser)
     engine.add_engine_arguments(parser)
-    utility.start_here(parser, ("val_list", "gallery_list", "pretrained_model", "recall_at", "output_json"))
+    utility.start_here(parser, ("val_list", "gallery_list", "pretrained_model", "recall_at", "output_json", "report"))
     return parser
 
 
@@ -70,7 +75,7 @@ def main():
     refine.check_refinement(refinement)
     apart = {"training images": args.train_list, "learned from by --whiten": refine.list_to_learn_from(refinement)}
     check_lists(query, gallery, apart, args.data_dir, args.on_bad_image)
-    check_output(args.output_json)
+    check_outputs(args.output_json, args.report)
     pictures = sum(len(samples.paths) for samples in (query, gallery) if samples)
     more = figures.check_options(utility.fill(figures.Options, args), pictures)
     process.start_paddle(args.use_gpu, args.seed)
@@ -78,36 +83,36 @@ def main():
     vars(args).update(dataclasses.asdict(opened.settings))
     utility.print_arguments(vars(args), parser)
 
-    if opened.chosen_on == reader.fingerprint(query):
-        print("note: recall on this list chose the epoch of this checkpoint: on classes that chose nothing it is lower")
+    note_choice(opened, query)
     start = time.time()
     reading = utility.fill(reader.Reading, args)
-    options = utility.fill(engine.EngineOptions, args)
     network = refine.refined(opened.network, refinement)
-    network = engine.prepare(network, options, args.image_shape, pictures, opened.file_name)
+    network = engine.prepare(
+        network, utility.fill(engine.EngineOptions, args), args.image_shape, pictures, opened.file_name
+    )
     whitening = refine.find_whitening(refinement, network, reading, args.batch_size, args.data_dir)
     head = HeadFigures(head_classes(opened, query, args.head_labels), args.quiet)
     found = extraction.extract(network, query, reading, args.batch_size, head.add if head.classes is not None else None)
     found_gallery = extraction.extract(network, gallery, reading, args.batch_size) if gallery else None
     if not parallel.is_first():
         return
-    for samples, features in ((query, found), (gallery, found_gallery)):
-        reader.report_bad_images(samples, features.bad if features else [])
-    found, found_gallery = (refine.whitened(features, whitening) for features in (found, found_gallery))
+    reader.report_bad_images(query, found.bad)
+    reader.report_bad_images(gallery, found_gallery.bad if gallery else [])
+    found, found_gallery = (refine.whitened(some, whitening) for some in (found, found_gallery))
     search = searched(query, found, gallery, found_gallery, args.exclude_self)
-    measured = figures.measure(search, args.recall_at, more)
-    result = {**head.result(), **measured.figures}
+    measured = figures.measure(search, args.recall_at, more, every_pair=bool(args.report))
     how = opened.refined or refine.in_words(refinement, whitening)
-    result.update(seconds=round(time.time() - start, 2), dimension=found.features.shape[1])
-    result.update({"refined": how} if how else {})
-    print_figures(result, how, figures.lines(measured, how))
-    for remark in metrics.remarks(found.features, search.labels, result, search.gallery_labels):
-        print(f"note: {remark}")
+    result = {**head.result(), **measured.figures, "seconds": round(time.time() - start, 2)}
+    result.update({"dimension": found.features.shape[1], **({"refined": how} if how else {})})
+    lines = figures.lines(measured, how)
+    print_figures(result, how, lines, metrics.remarks(found.features, search.labels, result, search.gallery_labels))
     if args.output_json:
-        details = record(measured, query, found, gallery, found_gallery)
-        details.update(args=vars(args), trained_with=extraction.flags_of_run(args.pretrained_model))
-        with files.atomic_write(args.output_json) as file:
-            json.dump({**result, **details}, file, indent=1)
+        flags = {"args": vars(args), "trained_with": extraction.flags_of_run(args.pretrained_model)}
+        write_figures(args.output_json, {**result, **record(measured, query, found, gallery, found_gallery), **flags})
+    if args.report:
+        title, log = f"{opened.settings.model} on {query.source}", log_of_run(args.pretrained_model)
+        shown = [named(query, found), named(gallery, found_gallery) if gallery else None]
+        report.write(args.report, report.Contents(title, result, lines, measured, *shown, search.own, log))
 
 
 # The figures that refined features change.
@@ -120,12 +125,18 @@ def idle_flags(flags):
     return why if flags["gallery_list"] else {**why, "exclude_self": "no --gallery_list"}
 
 
-def print_figures(result, how, lines):
-    """Prints figures {name: value}, and the lines of figures.lines. `how`: refine.in_words."""
+def note_choice(opened, query):
+    """Says where the epoch of a checkpoint, extraction.Opened, was chosen by its recall on the queries, Samples."""
+    if opened.chosen_on == reader.fingerprint(query):
+        print("note: recall on this list chose the epoch of this checkpoint: on classes that chose nothing it is lower")
+
+
+def print_figures(result, how, lines, remarks):
+    """Prints figures {name: value}, the lines of figures.lines, and metrics.remarks. `how`: refine.in_words."""
     for name, value in result.items():
         figure = f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
         print(figure + (f" ({how})" if how and name.startswith(REFINED) else ""))
-    for line in lines:
+    for line in [*lines, *(f"note: {remark}" for remark in remarks)]:
         print(line)
 
 
@@ -152,6 +163,22 @@ def record(measured, query, found, gallery, found_gallery):
         **reader.list_bad_images(query, found.bad),
         **(reader.list_bad_images(gallery, found_gallery.bad, "bad_gallery_images") if gallery else {}),
     }
+
+
+def write_figures(path, result):
+    """Writes --output_json."""
+    with files.atomic_write(path) as file:
+        json.dump(result, file, indent=1)
+
+
+def named(samples, found):
+    """features.Gallery of extraction.Features of reader.Samples, with the names of classes where a file has them."""
+    return features.gather(samples, found, reader.read_class_names(samples.source), "", samples.source)
+
+
+def log_of_run(pretrained_model):
+    """The records of the log of the run that made a checkpoint, or None."""
+    return Run(os.path.dirname(weights.checkpoint.resolve(pretrained_model))).read_log()
 
 
 def check_lists(query, gallery, apart, data_dir, on_bad_image):
@@ -197,10 +224,12 @@ def report_copies(query, identity, other):
         print(f"warning: {count} find a copy in the gallery under another name; the first: {first}", file=sys.stderr)
 
 
-def check_output(path):
-    """Raises a UserError where --output_json can't be written, or would replace what is no such file."""
-    if path:
-        files.check_output(path, is_figures, "a file of figures that eval.py wrote")
+def check_outputs(output_json, page):
+    """Raises a UserError where --output_json or --report can't be written, or would replace what is no such file."""
+    if output_json:
+        files.check_output(output_json, is_figures, "a file of figures that eval.py wrote")
+    if page:
+        report.check_report(page)
 
 
 def is_figures(path):

@@ -17,6 +17,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PYTHON = os.path.relpath(sys.executable, HERE) if sys.executable.startswith(HERE + os.sep) else sys.executable
 OUTPUT = "output_quickstart"
 MODEL = "ResNet18"
+REPORT = f"--report={OUTPUT}/report.html"
 DATA = ["--train_list=data/sample/birds_train.txt", "--val_list=data/sample/birds_val.txt"]
 NETWORK = ["--model=ResNet18", "--image_shape=3,64,64", "--test_transform=resize", "--seed=1"]
 TRAIN = [
@@ -46,7 +47,7 @@ def main():
     run("data/make_sample.py", "--overwrite")
     run("eval.py", *DATA, *NETWORK, f"--output_json={OUTPUT}/untrained.json")
     run("train.py", *DATA, *NETWORK, *TRAIN)
-    run("eval.py", *DATA, f"--pretrained_model={best}", f"--output_json={OUTPUT}/trained.json")
+    run("eval.py", *DATA, f"--pretrained_model={best}", f"--output_json={OUTPUT}/trained.json", REPORT)
     run("infer.py", *DATA, f"--pretrained_model={best}", f"--feature_file={OUTPUT}/features.npz")
 
     before, after = (read_json(name)["recall@1"] for name in ("untrained.json", "trained.json"))
@@ -61,6 +62,7 @@ pictures    data/sample/images/
 checkpoint  {best}/
 features    {OUTPUT}/features.npz
 log         {OUTPUT}/{MODEL}/train_log.jsonl
+report      {OUTPUT}/report.html, for a browser: where the network fails
 
 next: your own pictures, a folder for each class, in my_images/images/:
     {PYTHON} data/split.py my_images

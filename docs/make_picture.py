@@ -1,16 +1,21 @@
-"""Draws queries and their nearest neighbours, the picture of the README, from the features of a quickstart run.
+"""Draws the pictures of these pages from a quickstart run: queries and their nearest neighbours from its features, and
+its report as Chromium shows it.
 
 python docs/make_picture.py
 """
 
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
 
 import numpy as np
 from PIL import Image, ImageOps
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 QUERIES, NEIGHBOURS, SIDE, FRAME = 5, 6, 72, 4
+WINDOW = 1100, 1250
 RIGHT, WRONG, QUERY = (40, 160, 60), (200, 50, 40), (120, 120, 120)
 
 
@@ -36,6 +41,19 @@ def draw(features, labels, paths, queries):
     return sheet
 
 
+def photograph(page, target):
+    """Writes the upper part of a page as a JPEG, by headless Chromium."""
+    with tempfile.TemporaryDirectory() as folder:
+        shot = os.path.join(folder, "shot.png")
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={folder}/p"]
+        size = ",".join(map(str, WINDOW))
+        command = [shutil.which("chromium"), *flags, f"--window-size={size}", f"--screenshot={shot}", f"file://{page}"]
+        subprocess.run(command, check=True, capture_output=True)
+        with Image.open(shot) as image:
+            small = image.convert("RGB").resize([side * 2 // 3 for side in WINDOW], Image.LANCZOS)
+    small.save(target, quality=75)
+
+
 def main():
     source = os.path.join(ROOT, "output_quickstart", "features.npz")
     if not os.path.exists(source):
@@ -44,9 +62,11 @@ def main():
     with np.load(source) as file:
         features, labels, paths = (file[name] for name in ("features", "labels", "paths"))
     queries = np.random.default_rng(0).choice(len(labels), QUERIES, replace=False)  # drawn, not chosen
-    target = os.path.join(ROOT, "docs", "neighbours.jpg")
-    draw(features, labels, paths, queries).save(target, quality=85)
-    print(f"wrote {os.path.relpath(target)}: {os.path.getsize(target)} bytes")
+    targets = [os.path.join(ROOT, "docs", name) for name in ("neighbours.jpg", "report.jpg")]
+    draw(features, labels, paths, queries).save(targets[0], quality=85)
+    photograph(os.path.join(ROOT, "output_quickstart", "report.html"), targets[1])
+    for target in targets:
+        print(f"wrote {os.path.relpath(target)}: {os.path.getsize(target)} bytes")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ MOST_FAILED = 2000  # queries that are listed
 # themselves), own: as of metrics.retrieval_metrics.
 Search = collections.namedtuple("Search", "features labels gallery_features gallery_labels own", defaults=[None] * 3)
 # figures: {name: number}, for a line each; interval: of recall@1, see `interval`; thresholds, classes: of the functions
-# of these names; ranked: metrics.Ranked.
-Measured = collections.namedtuple("Measured", "figures interval thresholds classes ranked")
+# of these names; ranked: metrics.Ranked; pairs: metrics.Pairs.
+Measured = collections.namedtuple("Measured", "figures interval thresholds classes ranked pairs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +66,15 @@ def check_options(options, count):
     return options
 
 
-def measure(search, recall_at=(1, 2, 4, 8), options=None):
-    """Measured, of a Search."""
+def measure(search, recall_at=(1, 2, 4, 8), options=None, every_pair=False):
+    """Measured, of a Search.
+
+    Args:
+        recall_at: the k of recall@k; options: Options, or None.
+        every_pair: whether `pairs` count all that are of different classes, as a histogram needs.
+    """
     options = options or Options()
-    pairs = metrics.Pairs(max(FALSE_ACCEPTS))
+    pairs = metrics.Pairs(1 if every_pair else max(FALSE_ACCEPTS))
     ranked = metrics.rank(*search, pairs=pairs)
     figures = metrics.summarise(ranked, recall_at)
     figures.update(second_figures(search, recall_at, options))
@@ -77,7 +82,7 @@ def measure(search, recall_at=(1, 2, 4, 8), options=None):
         figures["NMI"] = clustering_nmi(search.features, search.labels)
     table = classes(ranked, search.labels)
     hits = np.rint(np.array(table["recall@1"]) * table["queries"])
-    return Measured(figures, interval(hits, table["queries"]), thresholds(pairs), table, ranked)
+    return Measured(figures, interval(hits, table["queries"]), thresholds(pairs), table, ranked, pairs)
 
 
 def second_figures(search, recall_at, options):
@@ -156,9 +161,16 @@ def lines(measured, how=""):
     return found
 
 
+def failures(ranked):
+    """The queries whose nearest neighbour is of another class, int64 [F]: of most wrong neighbours first, those whose
+    class has no other picture last."""
+    lone = ranked.positives == 0
+    index = np.flatnonzero((ranked.closer > 0) | lone)
+    return index[np.lexsort((-ranked.similarity[index], -ranked.closer[index], lone[index]))]
+
+
 def failed(ranked, paths, labels, other_paths, other_labels):
-    """The queries whose nearest neighbour is of another class, at most MOST_FAILED: of most wrong neighbours first,
-    those whose class has no other picture last.
+    """The first MOST_FAILED of `failures`.
 
     Args:
         paths, labels: of the queries; other_paths, other_labels: of the gallery.
@@ -166,11 +178,8 @@ def failed(ranked, paths, labels, other_paths, other_labels):
     Returns: list of dicts: "path", "label"; "neighbour", "neighbour_label", "cosine": of the nearest neighbour, None
         where there is none; "rank": of the first neighbour of its class, from 1, None where there is none.
     """
-    lone = ranked.positives == 0
-    index = np.flatnonzero((ranked.closer > 0) | lone)
-    order = np.lexsort((-ranked.similarity[index], -ranked.closer[index], lone[index]))
     rows = []
-    for i in index[order[:MOST_FAILED]].tolist():
+    for i in failures(ranked)[:MOST_FAILED].tolist():
         wrong = int(ranked.wrong[i])
         there = wrong >= 0
         rows.append({
@@ -179,7 +188,7 @@ def failed(ranked, paths, labels, other_paths, other_labels):
             "neighbour": other_paths[wrong] if there else None,
             "neighbour_label": int(other_labels[wrong]) if there else None,
             "cosine": round(float(ranked.similarity[i]), 6) if there else None,
-            "rank": None if lone[i] else int(ranked.closer[i]) + 1,
+            "rank": None if not ranked.positives[i] else int(ranked.closer[i]) + 1,
         })  # fmt: skip
     return rows
 

@@ -126,6 +126,13 @@ class Pairs:
             if len(enough):  # what is lower is never asked for
                 self.floor = np.float32((len(self.different) - 1 - enough[0] - 1) / STEPS - 1 - TIE)
 
+    def histograms(self, bins):
+        """How many pairs of one class and of different ones have cosines in each of `bins` equal parts of [-1, 1], a
+        divisor of 2 * STEPS: int64 [2, bins]. Of different classes all are counted where `most` is 1."""
+        counts = np.stack([self.same, self.different])
+        counts[:, 2 * STEPS - 1] += counts[:, 2 * STEPS]  # those of 1
+        return counts[:, : 2 * STEPS].reshape(2, bins, -1).sum(axis=2)
+
     def accepted(self, share):
         """The lowest cosine, a multiple of 1 / STEPS, that at most `share` of the pairs of different classes reach.
 

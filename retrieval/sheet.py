@@ -1,4 +1,4 @@
-"""A contact sheet: one page of HTML, without scripts and with all pictures in it, of queries and their neighbours."""
+"""Rows of pictures, a query and its neighbours, as HTML without scripts and with all pictures in it; a page of them."""
 
 import base64
 import concurrent.futures
@@ -15,47 +15,59 @@ THREADS = 4
 
 START = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<meta name="generator" content="infer.py">\n'
 HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Nearest pictures</title>
-<style>
+<title>{title}</title>
+<style>{style}</style>
+"""
+STYLE = """
 body { font: 14px/1.3 sans-serif; margin: 8px; color: #222; background: #fff; }
 section { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 8px;
   padding: 8px 0; border-bottom: 1px solid #ccc; }
 figure { margin: 0; padding: 4px; border: 3px solid #ccc; overflow-wrap: anywhere; }
 figure.query { border-color: #222; }
 figure.same { border-color: #1a7f37; }
-figure.other { border-color: #b35900; border-style: dashed; }
+figure.other { border-color: #c62828; border-style: dashed; }
 img, .none { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: #eee; }
 figcaption { font-size: 12px; }
-</style>
 """
 
 
 def write(text, found, threshold=None):
-    """Writes the page.
+    """Writes a page of nothing else.
 
     Args:
         text: an open file.
         found: iterable of search.Found.
         threshold: the cosine that neighbours need, or None.
     """
-    text.write(START + HEAD)
+    text.write(START + HEAD.format(title="Nearest pictures", style=STYLE))
     what = "Each row: a picture, then the nearest ones, with their cosines"
     what += "." if threshold is None else f"; those under {threshold:g} are left out."
-    what += " Where labels are known: a whole frame for the query's own class, a dashed one for another."
+    what += " Where labels are known: a green frame, whole, for the query's own class, a red one, dashed, for another."
     text.write(f"<p>{what}</p>\n")
-    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        for query in found:
-            others = [other for other in query.neighbours if threshold is None or other.cosine >= threshold]
-            pictures = list(pool.map(_picture, [query.path, *(other.path for other in others)]))
-            label = "" if query.label is None else f"class {query.label}"
-            text.write("<section>\n" + _figure("query", pictures[0], ["query", label, query.path]))
-            for other, picture in zip(others, pictures[1:]):
-                known = other.name or ("" if other.label is None else f"class {other.label}")
-                text.write(_figure(_kind(query, other), picture, [f"{other.cosine:.3f}", known, other.path]))
-            if not others:
-                text.write('<figure><div class="none"></div><figcaption>nothing near enough</figcaption></figure>\n')
-            text.write("</section>\n")
+    for query in found:
+        others = [other for other in query.neighbours if threshold is None or other.cosine >= threshold]
+        label = "" if query.label is None else f"class {query.label}"
+        text.write(section(query, others, ["query", label, query.path]))
     text.write("</html>\n")
+
+
+def section(query, others, lines, shown=str):
+    """A row of pictures.
+
+    Args:
+        query: search.Found; others: those of its neighbours that are shown.
+        lines: texts under the query's picture.
+        shown: function(path) -> text, what is shown of a neighbour's path.
+    """
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        pictures = list(pool.map(_picture, [query.path, *(other.path for other in others)]))
+    row = [_figure("query", pictures[0], lines)]
+    for other, picture in zip(others, pictures[1:]):
+        known = other.name or ("" if other.label is None else f"class {other.label}")
+        row.append(_figure(_kind(query, other), picture, [f"{other.cosine:.3f}", known, shown(other.path)]))
+    if not others:
+        row.append('<figure><div class="none"></div><figcaption>nothing near enough</figcaption></figure>\n')
+    return "<section>\n" + "".join(row) + "</section>\n"
 
 
 def _kind(query, other):
