@@ -18,6 +18,7 @@ PADDLE_INDEX := $(shell $(PYTHON) -c 'import sys; from runtime.gpu import paddle
 endif
 endif
 REQUIREMENTS ?= requirements.txt
+OPTIONAL ?= requirements-optional.txt
 RUN := $(VENV)/bin/python
 
 .PHONY: help quickstart test test-2.6 soak fuzz bench clean
@@ -34,7 +35,7 @@ test: $(VENV)/installed-dev
 	$(RUN) -m pytest -n 2 --dist worksteal
 
 test-2.6:
-	$(MAKE) VENV=.venv-2.6 REQUIREMENTS=requirements-2.6.txt PADDLE_INDEX= .venv-2.6/installed-dev
+	$(MAKE) VENV=.venv-2.6 REQUIREMENTS=requirements-2.6.txt OPTIONAL= PADDLE_INDEX= .venv-2.6/installed-dev
 	.venv-2.6/bin/python -m pytest -n 2 --dist worksteal tests/test_scripts.py tests/test_bad_input.py tests/test_layouts.py \
 		tests/test_formats.py tests/test_load.py tests/test_models.py tests/test_faults.py tests/test_continue.py \
 		tests/test_losses.py tests/test_pair_losses.py tests/test_recipe.py tests/test_refine.py tests/test_parallel.py \
@@ -70,8 +71,8 @@ else
 endif
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
-	$(RUN) -m pip install --quiet -r requirements-dev.txt
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt $(OPTIONAL)
+	$(RUN) -m pip install --quiet -r requirements-dev.txt $(OPTIONAL:%=-r %)
 	touch $@
 
 clean:

@@ -29,7 +29,7 @@ from utility import UserError, plain, say
 
 # What says where a run was or what it printed rather than how it was made. Lists are compared by what is in them.
 ASIDE = {
-    "seed", "model_save_dir", "checkpoint", "output_json", "quiet", "num_workers", "log_every", "use_gpu",
+    "seed", "model_save_dir", "checkpoint", "output_json", "quiet", "num_workers", "log_every", "log_to", "use_gpu",
     "train_list", "val_list", "gallery_list", "data_dir", "save_whiten",
 }  # fmt: skip
 COLUMN = re.compile(r"recall@[0-9]{1,9}|MAP@R|mAP")

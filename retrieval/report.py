@@ -265,14 +265,16 @@ def _maps(contents):
     many = many if len(rows) == count else f"{len(rows)} of {many}, drawn"
     yield f"<p>{many}; a colour for each class, a dark ring for a miss.</p>\n"
     yield '<div class="charts">\n'
-    maps = {"the two principal components of the features (PCA)": pca(unit)}
-    if len(rows) > 3 and importlib.util.find_spec("sklearn"):
-        maps["t-SNE of the features"] = tsne(unit)
+    places = pca(unit)
+    maps = {"the two principal components of the features (PCA)": places}
+    spread = places[:, 0].std()
+    if len(rows) > 3 and spread > metrics.TIE and importlib.util.find_spec("sklearn"):
+        maps["t-SNE of the features"] = tsne(unit, places / spread)
     for title, places in maps.items():
         caption = f"<figcaption>{title[0].upper()}{title[1:]}</figcaption>"
         yield f"<div>{charts.points(*places.T, groups, failed, title)}{caption}</div>\n"
     yield "</div>\n"
-    if len(maps) == 1:
+    if not importlib.util.find_spec("sklearn"):
         yield "<p>With scikit-learn (pip install scikit-learn) there is a map by t-SNE, too.</p>\n"
 
 
@@ -289,11 +291,16 @@ def pca(rows):
     return places * np.where(np.abs(places).max(axis=0) > places.max(axis=0), -1, 1)
 
 
-def tsne(unit):
-    """A map by t-SNE (van der Maaten and Hinton, 2008) of rows of length 1, float [N, D]: float [N, 2]."""
+def tsne(unit, places):
+    """A map by t-SNE (van der Maaten and Hinton, 2008) of rows of length 1, float [N, D]: float [N, 2].
+
+    Args:
+        places: where the map begins, [N, 2], the first column's deviation 1. Equal ones would crash scikit-learn.
+    """
     from sklearn.manifold import TSNE
 
     perplexity = min(30, (len(unit) - 1) / 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return TSNE(perplexity=perplexity, init="pca", random_state=SEED).fit_transform(unit)
+        start = (places * 1e-4).astype(np.float32)  # small, as van der Maaten and Hinton have it
+        return TSNE(perplexity=perplexity, init=start, random_state=SEED).fit_transform(unit)

@@ -221,6 +221,7 @@ def test_page_is_whole(tmp_path):
         assert "nan" not in svg
         xml.etree.ElementTree.fromstring(svg)
     assert len(SVG.findall(page)) == 4 + bool(importlib.util.find_spec("sklearn"))
+    assert ("With scikit-learn" in page) == (not importlib.util.find_spec("sklearn"))
     for name, value in contents.figures.items():
         assert f"<td>{name}</td>" in page
         assert (f"<td>{value:.4f}</td>" if isinstance(value, float) else f"<td>{value}</td>") in page

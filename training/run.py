@@ -53,6 +53,7 @@ class Run:
     def __init__(self, path):
         self.path = str(path)
         self.locked = None  # a descriptor, which stays open
+        self.sink = None  # function(record), which gets what is logged, too
 
     # ------------------------------------------------------------ its checkpoints
 
@@ -204,6 +205,8 @@ class Run:
         """Appends one JSON object to the log of the run; of several processes only the first does."""
         if parallel.is_first():
             files.append(os.path.join(self.path, LOG_FILE), json.dumps(record) + "\n")
+            if self.sink:
+                self.sink(record)
 
     def cut_log(self, size):
         """Takes from the log what was written after the checkpoint at which it had `size` bytes: it will come again.

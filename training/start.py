@@ -15,6 +15,7 @@ import weights
 from models import Settings
 from runtime import parallel, process
 from training import parts as run_parts
+from training import tensorboard
 from training.run import LOG_FILE, Progress, Run
 from utility import UserError, boolean, check_values, note_idle, number, plain
 from weights import Weights
@@ -47,6 +48,7 @@ THIS_PROCESS = (
     "num_workers",
     "max_pixels",
     "quiet",
+    "log_to",
 )
 
 
@@ -66,6 +68,7 @@ class RunSettings:
     save_every: int = 0
     log_every: int = 10
     test_batch_size: int = 32
+    log_to: str = None
     quiet: bool = False
 
     @property
@@ -120,6 +123,8 @@ def add_run_arguments(parser):
     add("--save_every", type=number(int, low=0), default=0,
         help="steps between checkpoints inside an epoch; 0: only at its end. The newest one is kept")
     add("--log_every", type=number(int, low=1), default=10, help="steps between log lines")
+    add("--log_to", choices=tensorboard.KINDS, default=None,
+        help="write the figures of the log to <model_save_dir>/<model>/tensorboard/, too (pip install tensorboardX)")
     # fmt: on
 
 
@@ -135,6 +140,7 @@ def find_start(flags, typed, parser):
 
     Raises: UserError; Stopped where --checkpoint=auto finds nothing left to do.
     """
+    tensorboard.check_log_to(flags["log_to"])
     path, folder = flags["checkpoint"], flags["model_save_dir"]
     auto = path == "auto"  # the same command starts a run and goes on with it
     if auto:
@@ -435,6 +441,8 @@ def begin_run(run, start, settings, progress, same):
         run.remove_dangling()
     if progress.best:
         run.point_at("best", str(progress.best["epoch"]))
+    if settings.log_to:
+        run.sink = tensorboard.TensorBoard(run.path, progress)
 
 
 def check_room(run, settings, same):
