@@ -22,7 +22,7 @@ LIMIT = 1 << 24  # bytes of a file and of an element; those of our data sets hav
 MOST_ARRAYS, MOST_COLUMNS, LONGEST_NAME, LONGEST_TEXT = 100, 100, 64, 10_000  # of the file, of a table, in bytes
 
 # What a broken or hostile file makes this raise.
-BROKEN = (struct.error, LookupError, TypeError, *unpack.BROKEN)
+BROKEN = (LookupError, TypeError, *unpack.BROKEN)
 
 
 def inflate(content):
