@@ -52,10 +52,14 @@ def find(folder):
     raise UserError(f"{folder}: {there} of Cars196, but not {lacks}")
 
 
-def as_found(what, folders, rows, names, source):
-    """The published.Found of rows (path, class, box as annotated). Raises: UserError."""
+def check_names(names, source):
+    """Raises a UserError where these are not the names of the classes."""
     if len(names) != CLASSES or {type(name) for name in names} != {str}:
         raise UserError(f"{source}: it does not name {CLASSES} classes")
+
+
+def as_found(what, folders, rows, names, source):
+    """The published.Found of rows (path, class, box as annotated). Raises: UserError."""
     listed, boxes = {"train": [], "val": []}, {}
     for path, label, (left, top, right, bottom) in rows:
         if type(label) is not int or not 1 <= label <= CLASSES:
@@ -76,6 +80,7 @@ def find_combined(folder):
     published.check_digest(path, KNOWN["cars_annos.mat"])
     with matlab.reading(path) as mat:
         names = [matlab.value(cell) for cell in matlab.cells(matlab.find(mat, "class_names"))]
+        check_names(names, path)
         rows = list(annotations(mat, "relative_im_path", ""))
     return as_found("car_ims and cars_annos.mat", ["car_ims"], rows, names, path)
 
@@ -100,6 +105,7 @@ def find_devkit(folder):
     published.check_digest(paths[LABELLED], KNOWN[LABELLED])
     with matlab.reading(paths["cars_meta.mat"]) as mat:
         names = [matlab.value(cell) for cell in matlab.cells(matlab.find(mat, "class_names"))]
+    check_names(names, paths["cars_meta.mat"])
     rows = []
     for name, place in zip(("cars_train_annos.mat", LABELLED), images):
         with matlab.reading(paths[name]) as mat:
@@ -110,12 +116,13 @@ def find_devkit(folder):
 def find_class_folders(folder):
     """car_data/ with class folders, and the files of commas."""
     home = published.first_of(folder, "car_data/car_data", "car_data")
-    names = os.path.join(folder, "names.csv")
+    source = os.path.join(folder, "names.csv")
     lists = {part: os.path.join(folder, f"anno_{part}.csv") for part in ("train", "test")}
-    if not home or not all(map(os.path.exists, (names, *lists.values()))):
+    if not home or not all(map(os.path.exists, (source, *lists.values()))):
         return None
     # The order of the classes is that of the file, which is not the alphabet's.
-    names = [",".join(fields).strip('"') for _, fields in published.read_rows(names, ",")]
+    names = [",".join(fields).strip('"') for _, fields in published.read_rows(source, ",")]
+    check_names(names, source)
     rows = []
     for part, path in lists.items():
         for number, fields in published.read_rows(path, ","):
@@ -126,7 +133,7 @@ def find_class_folders(folder):
                 inside = names[label - 1].replace("/", "-")  # in names of folders
             rows.append((f"{home}/{part}/{inside}/{image}", label, (left, top, right, bottom)))
     folders = [f"{home}/{part}" for part in lists]
-    return as_found("class folders and files of commas", folders, rows, names, os.path.join(folder, "names.csv"))
+    return as_found("class folders and files of commas", folders, rows, names, source)
 
 
 CARS = published.DataSet(

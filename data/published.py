@@ -127,19 +127,23 @@ def unpacked(path, archives, subfolders=()):
     Raises: UserError, OSError
     """
     if os.path.isdir(path):
-        home, own = path, []
+        home, own, places = path, [], [path, *folders_in(path)]
     elif os.path.isfile(path):
         home = os.path.dirname(path) or os.curdir
-        own = [] if os.path.basename(path) in archives else [unpack_beside(path)]
+        own, places = [] if os.path.basename(path) in archives else [unpack_beside(path)], [home]
     else:
         raise UserError(f"{path}: no such file or folder")
-    for place in (home, *(os.path.join(home, name) for name in subfolders)):
+    for place in [os.path.join(place, name) for place in places for name in ("", *subfolders)]:
         for name, archive in archives.items():
             if os.path.isfile(os.path.join(place, name)):
                 unpack_beside(os.path.join(place, name), archive)
-    with os.scandir(home) as entries:
-        below = sorted(one.path for one in entries if one.is_dir() and not one.name.startswith("."))
-    return list(dict.fromkeys([*own, home, *below]))
+    return list(dict.fromkeys([*own, home, *folders_in(home)]))
+
+
+def folders_in(folder):
+    """The paths of the folders in a folder, hidden ones aside, sorted."""
+    with os.scandir(folder) as entries:
+        return sorted(one.path for one in entries if one.is_dir() and not one.name.startswith("."))
 
 
 def unpack_beside(path, archive=None):
@@ -369,4 +373,6 @@ def report_next(lists, paths, prefix):
     if "gallery" in lists:
         script = os.path.join(os.path.dirname(command[1]), "eval.py")
         flags = [f"--val_list={paths['query']}", f"--gallery_list={paths['gallery']}"]
-        say("then: " + shlex.join(["python", script, *flags, f"--pretrained_model=output_{prefix}/ResNet50/best"]))
+        newest = "latest" if "--eval_every=0" in command else "best"
+        say("then: " + shlex.join(["python", script, *flags, f"--pretrained_model=output_{prefix}/ResNet50/{newest}"]))
+        say("note: train.py looks for queries among the queries; the figures of the data set are those in its gallery")
