@@ -10,8 +10,8 @@ exclusive:
    then moved into the picture; where the picture is too small, ImageNet's mean colour fills the square. mean: the crop
    is put into the middle of such a square.
 
-A crop is a JPEG of quality 95 without subsampled colours, at the picture's own resolution: a PNG would be five times as
-large, and what is lost is less than what the originals, JPEGs themselves, lack. Grey pictures become RGB.
+A crop is a JPEG of quality 95 without subsampled colours, at the picture's own resolution: it differs by half a grey
+value of 255 on average, and a PNG is four times as large. Grey pictures become RGB.
 
 Crops go to boxes/ (boxes_margin_0.1_context/ and so on, a folder for each rule) in the folder of the lists, under the
 paths of the originals. An interrupted run goes on: a crop gets its name when it is complete.

@@ -282,10 +282,11 @@ def fetch_boxes(folder):
 def prepare_copy(path, output_dir, any_counts, crop):
     """Lists a copy, of whichever edition. Raises: UserError, OSError."""
     folder, found = published.locate(path, data_set(None))
-    count = sum(map(len, found.listed.values()))
-    early = found.folders == ["images"] and not os.path.exists(os.path.join(folder, "images.txt"))
-    years = [year for year, edition in EDITIONS.items() if edition.count == count] or ["2010" if early else "2011"]
-    published.write(folder, found, data_set(years[0]), output_dir, any_counts, crop)
+    year = "2010"
+    later = found.folders != ["images"] or os.path.exists(os.path.join(folder, "images.txt"))
+    if later or sum(map(len, found.listed.values())) == EDITIONS["2011"].count:  # whose pictures may lie there alone
+        year = "2011"
+    published.write(folder, found, data_set(year), output_dir, any_counts, crop)
 
 
 def main():
@@ -308,8 +309,13 @@ def main():
     if crop:
         if year == "2010":
             fetch_boxes(folder)
+        found = find(folder, year)
+        if not found:
+            raise UserError(
+                f"{folder}: no class folders such as 001.Black_footed_Albatross: --crop_boxes is not possible"
+            )
         # Another pack, by CUB200_IMAGES, has other counts, which prepare has compared.
-        published.write(folder, find(folder, year), data_set(year), None, edition != EDITIONS[year], crop)
+        published.write(folder, found, data_set(year), None, edition != EDITIONS[year], crop)
 
 
 if __name__ == "__main__":

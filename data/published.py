@@ -106,6 +106,7 @@ def crop_of(flags):
 def run(description, data_set, boxes=True):
     """The whole of a script: flags, archives, lists. Raises: UserError, OSError."""
     parser = utility.make_parser(description)
+    parser.usage = "%(prog)s PATH [--flag=value ...]"
     parser.add_argument("path", metavar="PATH", help="the folder that holds the data set, or its archive")
     add_arguments(parser, boxes)
     args = vars(parser.parse_args())
@@ -186,16 +187,19 @@ def locate(path, data_set):
         found = data_set.find(folder)
         if found:
             return folder, found
-    raise UserError(f"{path}: no {data_set.name} in it or in a folder of it{instead_of(path)}; {data_set.expected}")
+    raise UserError(
+        f"{path}: no {data_set.name} in it or in a folder of it{instead_of(path, data_set)}; {data_set.expected}"
+    )
 
 
-def instead_of(path):
-    """What is there instead of the data set, for a message."""
+def instead_of(path, data_set):
+    """What is there instead of a data set, for a message."""
+    own = f"data/{data_set.prefix.lower()}.py"
     home = path if os.path.isdir(path) else os.path.dirname(path) or os.curdir
     names = sorted(os.listdir(home))
     for folder in (home, *(os.path.join(home, name) for name in names)):
         for name, script in SCRIPTS.items():
-            if os.path.exists(os.path.join(folder, name)):
+            if script != own and os.path.exists(os.path.join(folder, name)):
                 return f", but {name}, which {script} reads"
     packed = [name for name in names if name.endswith(PACKED)]
     return f"; of archives there are {', '.join(packed[:SHOWN])}: name one" if packed and path == home else ""

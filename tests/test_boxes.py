@@ -184,6 +184,16 @@ def test_inshop_boxes_are_for_small_pictures(tmp_path):
 # ---------------------------------------------------------------- on the way
 
 
+def test_only_crops_need_packages(tmp_path):
+    data_sets.write(tmp_path, data_sets.birds_2011())
+    command = [sys.executable, "-S", os.path.join(ROOT, "data", "cub200.py"), str(tmp_path), ANY]  # without packages
+    subprocess.run(command, capture_output=True, check=True)
+    before = listing(tmp_path)
+    result = subprocess.run([*command, "--crop_boxes"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and result.stdout == "" and listing(tmp_path) == before
+    assert result.stderr.startswith("error: not installed in this Python (") and result.stderr.count("\n") == 1
+
+
 def test_pictures_that_cannot_be_cut_are_counted_and_nothing_is_listed(tmp_path):
     files = data_sets.birds_2011()
     boxes_file = files["CUB_200_2011/bounding_boxes.txt"].splitlines()
