@@ -77,8 +77,8 @@ def find_combined(folder):
     path = os.path.join(folder, "cars_annos.mat")
     if not (os.path.exists(path) and os.path.isdir(os.path.join(folder, "car_ims"))):
         return None
-    published.check_digest(path, KNOWN["cars_annos.mat"])
     with matlab.reading(path) as mat:
+        published.check_digest(path, KNOWN["cars_annos.mat"])
         names = [matlab.value(cell) for cell in matlab.cells(matlab.find(mat, "class_names"))]
         check_names(names, path)
         rows = list(annotations(mat, "relative_im_path", ""))
@@ -102,7 +102,7 @@ def find_devkit(folder):
     if not all([*paths.values(), *images]):
         return None
     paths = {name: os.path.join(folder, path) for name, path in paths.items()}
-    published.check_digest(paths[LABELLED], KNOWN[LABELLED])
+    published.check_digest(paths[LABELLED], KNOWN[LABELLED])  # of a known size: others are not read
     with matlab.reading(paths["cars_meta.mat"]) as mat:
         names = [matlab.value(cell) for cell in matlab.cells(matlab.find(mat, "class_names"))]
     check_names(names, paths["cars_meta.mat"])

@@ -4,8 +4,7 @@
     python data/sop.py Stanford_Online_Products         or the folder that it became, or the one above
 
 The split is the published one, by Ebay_train.txt and Ebay_test.txt: 59,551 pictures of the classes 1-11318 train,
-60,502 of 11319-22634 measure recall. Classes have 2 to 12 pictures, so that the training command, which is printed in
-the end, may take two of each. There are no boxes.
+60,502 of 11319-22634 measure recall. Classes have 2 to 12 pictures. There are no boxes.
 """
 
 import os

@@ -137,7 +137,7 @@ def broken(path, kind):
     [
         "no class_names", "few names", "names that are numbers", "no column", "class of a half", "class 0", "NaN",
         "text for a number", "number for a text", "no table", "an empty cell", "long text", "cut", "7.3", "text",
-        "empty",
+        "empty", "holes",
     ],
 )  # fmt: skip
 def test_annotations_that_are_none(tmp_path, kind):
@@ -151,6 +151,8 @@ def test_annotations_that_are_none(tmp_path, kind):
         "empty": b"",
     }
     path.write_bytes(content.get(kind, path.read_bytes()))
+    if kind == "holes":
+        os.truncate(path, 1 << 40)
     with pytest.raises(UserError, match=r"cars_annos\.mat: ") as error:
         cars196.find(str(tmp_path))
     assert "\n" not in str(error.value) and len(str(error.value)) < 600

@@ -11,6 +11,7 @@ from archives import link, tar
 from conftest import listing, read_rows
 from data_sets import prepare, zipped
 
+import cars196
 import cub200
 import inshop
 import published
@@ -291,6 +292,14 @@ def test_zips_that_are_not_unpacked(tmp_path, content, message):
     assert "\n" not in str(error.value) and len(str(error.value)) < 600
     assert not list(tmp_path.rglob("*evil*")) and not (tmp_path / "out").exists()
     prepare("sop.py", path, status=2)
+
+
+def test_what_is_as_long_as_no_archive_is_not_read(tmp_path, capsys):
+    (tmp_path / "car_ims.tgz").write_bytes(b"\x1f\x8b")
+    os.truncate(tmp_path / "car_ims.tgz", 1 << 40)
+    with pytest.raises(UserError, match="cannot unpack"):
+        published.unpacked(str(tmp_path), cars196.CARS.archives)
+    assert f"is not the published file: it has {1 << 40} bytes" in capsys.readouterr().err
 
 
 def test_zips_with_limits_of_their_own(tmp_path, monkeypatch):
