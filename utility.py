@@ -45,7 +45,7 @@ class _Parser(argparse.ArgumentParser):
         if not text.startswith("-"):
             return f"unrecognized arguments: {text}: flags are written --flag=value"
         name = text.lstrip("-").partition("=")[0].replace("-", "_").lower()
-        known = {action.dest: action.option_strings[0] for action in self._actions}
+        known = {action.dest: action.option_strings[0] for action in self._actions if action.option_strings}
         close = [ALIASES.get(name), *difflib.get_close_matches(name, known, n=1, cutoff=0.8)]
         return f"unrecognized arguments: {text}" + _did_you_mean(
             next((known[dest] for dest in close if dest in known), None)

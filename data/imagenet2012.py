@@ -24,15 +24,13 @@ Environment:
                       as everywhere
 """
 
-import itertools
 import os
 import shlex
-import struct
 import sys
-import zlib
 
 import download
 import files
+import matlab
 import split
 import unpack
 import utility
@@ -49,77 +47,14 @@ MD5 = {
 
 # ---------------------------------------------------------------- the devkit's table of classes
 
-# Of MATLAB 5 files (which the devkit's meta.mat is): data types, and the two array classes that are not numbers.
-NUMBERS = {1: "b", 2: "B", 3: "h", 4: "H", 5: "i", 6: "I", 7: "f", 9: "d", 12: "q", 13: "Q", 16: "B", 17: "H", 18: "I"}
-COMPRESSED = 15
-STRUCT, TEXT = 2, 4
-LIMIT = 1 << 24  # bytes of an element; the table's own is less than 1 MB
-MOST_ARRAYS, MOST_COLUMNS, LONGEST_NAME = 100, 100, 64  # of the file, of a table, of its columns
-
-
-def inflate(content):
-    """The bytes of a compressed element. Raises: zlib.error, ValueError where they are too many or too few."""
-    inflater = zlib.decompressobj()
-    data = inflater.decompress(content, LIMIT)
-    if not inflater.eof:
-        raise ValueError("an element of it is cut off or too large")
-    return data
-
-
-def elements(data, at=0):
-    """Yields (data type, content) of the elements that follow one another in a MATLAB 5 file."""
-    while at + 8 <= len(data):
-        kind, size = struct.unpack_from("<II", data, at)
-        if kind >> 16:  # up to 4 bytes: the size is in the upper half of the first word, the content in the second
-            yield kind & 0xFFFF, data[at + 4 : at + 4 + (kind >> 16)]
-            at += 8
-            continue
-        yield kind, data[at + 8 : at + 8 + size]
-        at += 8 + size + (0 if kind == COMPRESSED else -size % 8)
-
-
-def arrays(mat):
-    """Yields the content of each array of a MATLAB 5 file, compressed or not."""
-    for kind, content in itertools.islice(elements(mat, 128), MOST_ARRAYS):
-        if kind == COMPRESSED:
-            yield next(elements(inflate(content)), (0, b""))[1]
-        else:
-            yield content
-
-
-def numbers(element):
-    """The numbers of an element, as a tuple."""
-    kind, content = element
-    return struct.unpack(f"<{len(content) // struct.calcsize(NUMBERS[kind])}{NUMBERS[kind]}", content)
-
-
-def value(array):
-    """The text or the single number of an array."""
-    flags, _dimensions, _name, content = elements(array)
-    if numbers(flags)[0] & 0xFF == TEXT:
-        return "".join(map(chr, numbers(content)))
-    return int(numbers(content)[0])
-
-
-def columns(array):
-    """-> dict name -> the arrays of that column of a table, or None where the array is none. Raises: ValueError."""
-    flags, _dimensions, _name, *rest = elements(array)
-    if numbers(flags)[0] & 0xFF != STRUCT:
-        return None
-    (_, width), (_, names), *fields = rest
-    width = struct.unpack("<i", width)[0]
-    if not 0 < width <= LONGEST_NAME or len(names) > width * MOST_COLUMNS:
-        raise ValueError("its columns have no names")
-    names = [names[i : i + width].split(b"\0")[0].decode() for i in range(0, len(names), width)]
-    return {name: [array for _, array in fields[i :: len(names)]] for i, name in enumerate(names)}
-
 
 def read_classes(mat):
     """-> dict ILSVRC2012_ID -> WordNet id of the classes proper; meta.mat also has the groups above them."""
-    table = next((table for table in map(columns, arrays(mat)) if table), None)
+    table = next((table for table in map(matlab.columns, matlab.arrays(mat)) if table), None)
     if not table:
         raise UserError("no table of classes in it")
     rows = zip(table["ILSVRC2012_ID"], table["WNID"], table["num_children"])
+    value = matlab.value
     classes = {value(number): value(wnid) for number, wnid, children in rows if value(children) == 0}
     kinds = {(type(number), type(wnid)) for number, wnid in classes.items()}
     if not kinds <= {(int, str)} or len(set(classes.values())) < len(classes):
@@ -132,10 +67,10 @@ def read_devkit(path):
     folder = "ILSVRC2012_devkit_t12/data/"
     try:
         with files.open_file(path) as file, unpack.Archive.open(fileobj=file) as archive:
-            mat = archive.extractfile(folder + "meta.mat").read(LIMIT)
-            truth = archive.extractfile(folder + "ILSVRC2012_validation_ground_truth.txt").read(LIMIT)
+            mat = archive.extractfile(folder + "meta.mat").read(matlab.LIMIT)
+            truth = archive.extractfile(folder + "ILSVRC2012_validation_ground_truth.txt").read(matlab.LIMIT)
         classes, truth = read_classes(mat), [int(line) for line in truth.split()]
-    except (UserError, unpack.Refused, struct.error, LookupError, AttributeError, TypeError, *unpack.BROKEN) as error:
+    except (UserError, unpack.Refused, AttributeError, *matlab.BROKEN) as error:
         raise UserError(f"{path}: cannot read the classes: {unpack.first_line(error)}") from None
     if not set(truth) <= set(classes):
         raise UserError(f"{path}: its validation images have classes that it does not name")

@@ -1,11 +1,15 @@
-"""Unpacks a tar safely: nothing leaves its folder, links and devices are refused, an interrupted run is continued."""
+"""Unpacks a tar or zip safely: nothing leaves its folder, links are refused, an interrupted run is continued."""
 
+import collections
 import lzma
 import os
 import shutil
+import stat
+import struct
 import sys
 import tarfile
 import time
+import zipfile
 import zlib
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -13,12 +17,13 @@ import files
 from utility import UserError, say
 
 HEADERS = 1 << 27  # bytes of an archive's headers, more than 200,000 files have
+ZIP_HEADERS = 1 << 25  # the same of a zip, whose headers take more memory than they are long
 TIMES, LEAST = 100, 1 << 20  # what comes out of an archive is at most so many times as large, or so many bytes
 
-# What a broken or hostile archive makes tarfile and the decompressors raise.
+# What a broken or hostile archive makes tarfile, zipfile and the decompressors raise.
 BROKEN = (
-    tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, OverflowError, MemoryError,
-    RecursionError,
+    tarfile.TarError, zipfile.BadZipFile, NotImplementedError, struct.error, zlib.error, lzma.LZMAError,
+    EOFError, OSError, ValueError, OverflowError, MemoryError, RecursionError,
 )  # fmt: skip
 
 
@@ -27,21 +32,23 @@ class Refused(Exception):
 
 
 class _Limited:
-    """The tar that an archive is, once decompressed: no more than `left` bytes of it are read, none beyond `most`."""
+    """A zip, or the tar that an archive is, once decompressed: no more than `left` bytes of it are read, none beyond
+    `most`."""
 
-    def __init__(self, file, most):
-        self.file, self.most, self.left = file, most, HEADERS
+    def __init__(self, file, most, left=HEADERS):
+        self.file, self.most, self.left, self.headers = file, most, left, left
         self.tell, self.close, self.seekable = file.tell, file.close, file.seekable
 
-    def seek(self, place):
-        if place > self.most:
+    def seek(self, place, whence=os.SEEK_SET):
+        if whence == os.SEEK_SET and place > self.most:
             raise Refused(f"more comes out of it than {self.most} bytes")
-        self.file.seek(place)
+        return self.file.seek(place, whence)
 
-    def read(self, size):
+    def read(self, size=-1):
+        size = os.fstat(self.file.fileno()).st_size - self.file.tell() if size < 0 else size
         self.left -= size
         if self.left < 0:
-            raise Refused(f"its headers have more than {HEADERS} bytes")
+            raise Refused(f"its headers have more than {self.headers} bytes")
         return self.file.read(size)
 
 
@@ -57,6 +64,53 @@ class Archive(tarfile.TarFile):
     def headers_are_read(self):
         """From now on as much is read as the members have that are asked for."""
         self.fileobj.left = sys.maxsize
+
+
+class Member(collections.namedtuple("Member", "name size info")):
+    """A file in a zip, with those attributes of tarfile's that are used here."""
+
+    def isdir(self):
+        return self.info.is_dir()
+
+    def isreg(self):
+        # The kind of file is where Unix systems write it; others leave 0.
+        return not self.isdir() and stat.S_IFMT(self.info.external_attr >> 16) in (0, stat.S_IFREG)
+
+
+class ZipArchive:
+    """A zip that may be hostile, with those methods of Archive's that are used here. Raises: Refused."""
+
+    def __init__(self, file, most):
+        self.file = _Limited(file, most, ZIP_HEADERS)
+        self.zip = zipfile.ZipFile(self.file)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.zip.close()
+
+    def __iter__(self):
+        for info in self.zip.infolist():
+            if info.flag_bits & 1:
+                raise Refused("it is encrypted: unpack it with the password that its authors give, and name the folder")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise Refused(f"its member {info.filename[:100]!r} is compressed in a way that is not read")
+            yield Member(info.filename, info.file_size, info)
+
+    def headers_are_read(self):
+        self.file.left = sys.maxsize
+
+    def extractfile(self, member):
+        return self.zip.open(member.info)
+
+
+def open_archive(file, most):
+    """The Archive or ZipArchive of an open file. Raises: Refused, what is in BROKEN."""
+    if (start := file.read(512)) and not any(start):  # padding, for a decompressor, however much there is
+        raise Refused("it is empty: it begins with zeros")
+    file.seek(0)
+    return ZipArchive(file, most) if start.startswith(b"PK") else Archive.open(fileobj=file, most=most)
 
 
 def place(member, top):
@@ -106,10 +160,7 @@ def unpack_file(file, folder, size, top="", inner=True, progress=False):
     part, most = f"{folder}.part", max(TIMES * size, LEAST)
     if os.path.islink(part):
         raise Refused(f"{part} is a link: remove it")
-    if (start := file.read(512)) and not any(start):  # padding, for a decompressor, however much there is
-        raise Refused("it is empty: it begins with zeros")
-    file.seek(0)
-    with Archive.open(fileobj=file, most=most) as archive:
+    with open_archive(file, most) as archive:
         placed = [(member, place(member, top)) for member in archive]
         archive.headers_are_read()
         members = [(member, os.path.join(part, path)) for member, path in placed if path]
@@ -132,8 +183,19 @@ def unpack_file(file, folder, size, top="", inner=True, progress=False):
     os.rename(part, folder)
 
 
+def top_of(path):
+    """The one folder that all files of an archive are in, or "" where there is no such. Raises: UserError."""
+    try:
+        with files.open_file(path) as file, open_archive(file, max(TIMES * os.path.getsize(path), LEAST)) as archive:
+            paths = [inside for inside in (place(member, "") for member in archive) if inside]
+    except (Refused, *BROKEN) as error:
+        raise UserError(f"cannot unpack {path}: {first_line(error)}") from None
+    tops = {inside.partition(os.sep)[0] for inside in paths}
+    return tops.pop() if len(tops) == 1 and all(os.sep in inside for inside in paths) else ""
+
+
 def unpack(path, folder, top=""):
-    """The files below `top` in a tar go to `folder`, those of a tar inside it to a folder named so. Raises: UserError.
+    """The files below `top` in a tar or zip go to `folder`, those of a tar inside to one named so. Raises: UserError.
 
     The folder appears when it is complete; until then it is `<folder>.part`, and the next run goes on with it.
     """

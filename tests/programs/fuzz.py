@@ -31,6 +31,7 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, "data"), os.path.join(ROOT, "tests")]
 
 import conftest
 import cv2
+import data_sets
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -273,7 +274,26 @@ def layouts(rng, seeds):
     return script("data/split.py", "root", "--output_dir=out", "--name=birds")
 
 
-KINDS = (lists, pictures, pictures, weights, checkpoints, checkpoints, archives, caches, layouts)
+def sets(rng, seeds):
+    """A published data set of which a file is damaged, mostly one of its annotations."""
+    name, flags = rng.choice(sorted(SETS.items()))
+    shutil.copytree(f"{seeds}/sets/{name}", "set")
+    found = sorted(os.path.join(top, file) for top, _, files in os.walk("set") for file in files)
+    pictures = [path for path in found if path.lower().endswith(".jpg")]
+    replace(rng, rng.choice(pictures if rng.randrange(4) == 0 else sorted(set(found) - set(pictures))))
+    return script(f"data/{name}.py", "set", "--any_counts", "--output_dir=out", *flags)
+
+
+def zips(rng, seeds):
+    os.makedirs("out")
+    shutil.copy(f"{seeds}/sop.zip", "out")
+    replace(rng, "out/sop.zip")
+    return script("data/sop.py", "out/sop.zip", "--any_counts")
+
+
+SETS = {"sop": [], "inshop": ["--crop_boxes"], "cub200": ["--crop_boxes", "--box_padding=mean"],
+        "cars196": ["--crop_boxes", "--box_margin=0.2", "--box_padding=context"]}  # fmt: skip
+KINDS = (lists, pictures, pictures, weights, checkpoints, checkpoints, archives, caches, layouts, sets, zips)
 
 # ---------------------------------------------------------------- running them
 
@@ -292,6 +312,7 @@ def make_seeds(folder):
     conftest.run("eval.py", best, f"--val_list={val}", "--engine=inference", "--use_gpu=False")
     with tarfile.open(f"{folder}/birds.tgz", "w:gz") as archive:
         archive.add(f"{folder}/birds", "birds")
+    make_sets(folder)
     os.makedirs(f"{folder}/pictures")
     rng = np.random.default_rng(0)
     smooth = cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (80, 60), interpolation=cv2.INTER_CUBIC)
@@ -308,6 +329,17 @@ def make_seeds(folder):
     from weights import read_pickle
 
     save_file(read_pickle(f"{folder}/weights/model.pdparams"), f"{folder}/weights/model.safetensors")
+
+
+def make_sets(folder):
+    """The data sets of SETS, and a zip."""
+    data_sets.write(f"{folder}/sets/sop", data_sets.sop())
+    data_sets.write(f"{folder}/sets/cub200", data_sets.birds_2011())
+    for files in data_sets.inshop():
+        data_sets.write(f"{folder}/sets/inshop", files)
+    data_sets.cars_combined(f"{folder}/sets/cars196")
+    with open(f"{folder}/sop.zip", "wb") as file:
+        file.write(data_sets.zipped({f"Stanford_Online_Products/{n}": data for n, data in data_sets.sop().items()}))
 
 
 def inputs(folder):
