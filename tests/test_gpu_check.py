@@ -1,6 +1,7 @@
 """make gpu-check, on a stand-in for a GPU and without one."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -89,9 +90,26 @@ def test_what_differs_and_what_fails_are_rows(check, gpu, monkeypatch):
 
 def test_a_script_that_fails_is_told_by_its_last_line(check):
     with pytest.raises(UserError, match=r"train.py ended with status 2: error: unrecognized arguments: --nothing"):
-        check.module.run_script(check, "train.py", "--nothing=1")
+        check.module.run_script(check.left(), "train.py", "--nothing=1")
+    (check.folder / "sleeps.py").write_text("import time; time.sleep(60)")
+    with pytest.raises(UserError, match=r"sleeps.py did not end within 1 seconds"):
+        check.module.run_script(-59, str(check.folder / "sleeps.py"))
     check.begun -= 1e6
     assert check.left() < 0
+
+
+@pytest.mark.parametrize(("two", "outcome"), [([2.0, 1.001], "works"), ([2.0, 1.5], "differs")])
+def test_two_gpus(check, gpu, two, outcome):
+    def writes(*command):
+        launched = command[0] == "-m"
+        folder = next(word for word in command if word.startswith("--model_save_dir=")).split("=")[1]
+        os.makedirs(f"{folder}/ResNet8")
+        with open(f"{folder}/ResNet8/train_log.jsonl", "w") as file:
+            file.writelines(json.dumps({"loss_cls": loss}) + "\n" for loss in (two if launched else [2.0, 1.0]))
+
+    check.run, gpu.count = writes, 2
+    check.module.two_gpus(check, paddle)
+    assert list(outcomes(check).values()) == [outcome]
 
 
 def test_a_comparison_for_each_precision(check, monkeypatch):
