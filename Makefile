@@ -4,6 +4,8 @@
 # make test-2.6     the tests of scripts, weights, faults and several processes on paddlepaddle 2.6.2
 # make soak         ends training runs in every way for half an hour (MINUTES=...), and checks that nothing is lost
 # make fuzz         damaged inputs of every kind for ten minutes (MINUTES=... SEED=...), and what is promised of them
+# make gpu-check    on a machine with a GPU: whether the scripts do there what they do on the CPU, and how fast; 15 minutes
+# make gpu-kernels  asks the GPU build of 2.6.2 (800 MB to fetch, no GPU needed) for a kernel of all that training computes
 # make bench        speed and memory against what people use instead (benchmarks/README.md); ROWS="reader losses": a part
 # make clean        removes the environments that make has made; data/sample and output_quickstart stay
 # PYTHON=python3.12 chooses the interpreter (3.9 to 3.13), REQUIREMENTS=... another set of packages.
@@ -21,7 +23,7 @@ REQUIREMENTS ?= requirements.txt
 OPTIONAL ?= requirements-optional.txt
 RUN := $(VENV)/bin/python
 
-.PHONY: help quickstart test test-2.6 soak fuzz bench clean
+.PHONY: help quickstart test test-2.6 soak fuzz gpu-check gpu-kernels bench clean
 
 help:
 	@sed -n '/^# \(make\|PYTHON\)/s/^# //p' Makefile
@@ -41,7 +43,7 @@ test-2.6:
 		tests/test_losses.py tests/test_pair_losses.py tests/test_recipe.py tests/test_refine.py tests/test_parallel.py \
 		tests/test_disks.py tests/test_pictures.py tests/test_home.py \
 		tests/test_objective.py tests/test_optimizers.py tests/test_run.py tests/test_engine.py tests/test_export.py \
-		tests/test_engine_distrust.py tests/test_boxes.py tests/test_sets_to_figures.py
+		tests/test_engine_distrust.py tests/test_gpu_branches.py tests/test_boxes.py
 
 soak: $(VENV)/installed-dev
 	$(RUN) tests/programs/soak.py --minutes=$(or $(MINUTES),30)
@@ -49,13 +51,33 @@ soak: $(VENV)/installed-dev
 fuzz: $(VENV)/installed-dev
 	$(RUN) tests/programs/fuzz.py --minutes=$(or $(MINUTES),10) --seed=$(or $(SEED),0)
 
+gpu-check: $(VENV)/installed
+	$(RUN) benchmarks/gpu_check.py
+
+# Recorded with the CPU build of the same version, asked of the other.
+gpu-kernels: .venv-gpu/installed
+	$(MAKE) VENV=.venv-2.6 REQUIREMENTS=requirements-2.6.txt PADDLE_INDEX= .venv-2.6/installed-dev
+	.venv-2.6/bin/python tests/programs/gpu_kernels.py .venv-gpu/bin/python
+
+.venv-gpu/installed: requirements-gpu.txt
+	@$(PYTHON) -m venv .venv-gpu
+	@echo "installing paddlepaddle-gpu 2.6.2: about 800 MB to fetch and 3 GB on disk, some minutes"
+	@.venv-gpu/bin/python -m pip install --quiet -r requirements-gpu.txt 2>/dev/null || \
+		{ echo "error: pip finds no paddlepaddle-gpu 2.6.2 here (Linux or Windows, Python 3.8 to 3.12): no kernel was asked for" >&2; exit 2; }
+	@touch $@
+
 bench: .venv-bench/installed
 	.venv-bench/bin/python benchmarks/run.py $(ROWS)
 
 .venv-bench/installed: requirements-bench.txt
 	$(PYTHON) -m venv .venv-bench
 	@echo "installing requirements-bench.txt: 1 to 4 GB on disk, some minutes"
+ifneq ($(PADDLE_INDEX),)
+	.venv-bench/bin/python -m pip install --quiet paddlepaddle-gpu==3.3.1 -i $(PADDLE_INDEX)
+	cat requirements.txt requirements-bench.txt | grep -v "paddlepaddle\|^-r" | .venv-bench/bin/python -m pip install --quiet -r /dev/stdin
+else
 	.venv-bench/bin/python -m pip install --quiet -r requirements-bench.txt
+endif
 	touch $@
 
 $(VENV)/installed: $(REQUIREMENTS)
@@ -76,4 +98,4 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt $(OPTIONAL)
 	touch $@
 
 clean:
-	for folder in .venv .venv-2.6 .venv-bench; do [ ! -e $$folder/installed ] || rm -rf $$folder; done
+	for folder in .venv .venv-2.6 .venv-gpu .venv-bench; do [ ! -e $$folder/installed ] || rm -rf $$folder; done

@@ -38,7 +38,7 @@ def build_parser():
     parser = utility.make_parser(__doc__)
     # fmt: off
     add = parser.add_argument_group("evaluation").add_argument
-    add("--batch_size", type=number(int, low=1), default=32, help="images at once; changes no figure")
+    add("--batch_size", type=number(int, low=1), help="images at once; changes no figure (default: 32; on a GPU 128)")
     add("--recall_at", type=utility.comma_separated(number(int, low=1)), default=[1, 2, 4, 8], help="the k of recall@k")
     add("--gallery_list", default="", help="search in this list rather than in --val_list itself")
     add("--exclude_self", type=boolean, default=True,

@@ -50,7 +50,7 @@ def build_parser():
     add("--export_dir", default="",
         help="write a model for Paddle Inference to this folder: uint8 pictures in, embeddings of length 1 out; unless "
         "--input, --val_list, --gallery or --feature_file is given, too, that is all that is done")
-    add("--batch_size", type=number(int, low=1), default=32, help="images at once; changes no figure")
+    add("--batch_size", type=number(int, low=1), help="images at once; changes no figure (default: 32; on a GPU 128)")
     add("--with_mem_opt", type=boolean, default=False, help="taken as in the original; inference keeps no activations")
     # fmt: on
     search.add_search_arguments(parser)

@@ -32,10 +32,10 @@ from retrieval import extraction, metrics
 from runtime import parallel, process
 from training import data, optimizers, start
 from training.ema import Average
-from training.job import Job, diverged, record_recall, save, save_or_stop, stopped, what_is_due
+from training.job import Job, check_finite, record_recall, save, save_or_stop, shares_each_step, stopped, what_is_due
 from training.log import RunLog, summary
 from training.optimizers import trained_parameters
-from training.parts import Parts
+from training.parts import Parts, loss_scale
 from training.run import LOG_FILE, Progress, Run
 from utility import fill
 
@@ -191,7 +191,6 @@ def train_epoch(job, progress, log):
     shared, owned = trained_parameters(network), trained_parameters(objective)
     statistics = network.batch_norm_statistics()
     epoch, steps, bad = progress.epoch, progress.steps, []
-    finite = optimizers.FiniteCheck()
     log.begin_epoch(progress)
     batches = data.training_batches(job.data, job.batching, job.reading, progress)
     for step in range(progress.step, steps):
@@ -219,25 +218,27 @@ def train_epoch(job, progress, log):
         scaler.scale(figures["loss"]).backward()
         parallel.sum_gradients(shared)
         parallel.average_gradients(owned)
-        parallel.average(statistics)
+        if shares_each_step(job):
+            parallel.average(statistics)
 
         # Step. On the CPU what is not finite is seen before it reaches the weights; on a GPU reading it would stall
-        # every step: it is looked at with the log and before a checkpoint. The scaler sees an overflow of its own.
-        finite.add(figures["loss"], [] if scaler.is_enable() else shared + owned)
+        # every step: there it stays in the weights, and is seen with the next line of the log and before a checkpoint.
+        # The scaler sees an overflow of its own.
         progress = progress.at_step(step + 1)
         due = what_is_due(job, progress)
-        if due.look and not finite.is_finite():
-            raise diverged(job, progress)
+        if due.look:
+            gradients = [p.grad for p in shared + owned if p.grad is not None and not scaler.is_enable()]
+            check_finite(job, progress, figures["loss"], gradients)
         scaler.step(optimizer)
-        scaler.update()
-        optimizer.clear_grad()
+        optimizers.update_scale(scaler)
+        optimizers.clear_gradients(optimizer)
         if average:
             average.update(network, epoch * steps + step)
 
         log.add(len(label))
         if due.log:
-            log.write(progress, lr, figures, logits, label)
-        save_or_stop(job, progress, due, finite)
+            log.write(progress, lr, figures, logits, label, loss_scale(scaler))
+        save_or_stop(job, progress, due, figures["loss"])
     log.end_epoch(epoch, job.data.train, bad)
     return progress
 

@@ -21,7 +21,7 @@ ALIASES = {
     "workers": "num_workers", "gpu": "use_gpu", "cuda": "use_gpu", "device": "use_gpu", "fp16": "amp",
     "topk": "recall_at", "neighbors_file": "neighbours_file", "faiss": "index",
     "size": "image_shape", "image_size": "image_shape", "img_size": "image_shape", "root": "data_dir",
-    "bf16": "precision",
+    "bf16": "precision", "amp": "precision",
     "output": "model_save_dir", "output_dir": "model_save_dir", "save_dir": "model_save_dir", "top_k": "recall_at",
     "gallery": "gallery_list", "query_list": "val_list", "images": "input", "features": "feature_file",
     "loss": "loss_name",

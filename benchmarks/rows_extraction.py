@@ -55,7 +55,7 @@ def has_bf16():
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     from retrieval import engine
 
-    return not engine.no_bf16()
+    return not engine.lacks("bf16")
 
 
 def measured(run, side, batch, seconds):

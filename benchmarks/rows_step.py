@@ -1,5 +1,5 @@
-"""A training step in float32: triplet loss and softmax head, momentum, on one batch of uint8 pictures in memory; and
-how much of train.py's own steps goes elsewhere than forward and backward.
+"""A training step, in float32 and on a GPU in mixed precision, too: triplet loss and softmax head, momentum, on one
+batch of uint8 pictures in memory; and how much of train.py's own steps goes elsewhere than forward and backward.
 
 The same networks on both sides: torchvision's resnet50, timm's seresnext50_32x4d (its classifier without the dropout).
 "Two processes" share the batch out, as `python -m paddle.distributed.launch --nproc_per_node=2 train.py` does, which
@@ -7,8 +7,8 @@ gives the same gradients but for batch norm, which sees each process's pictures 
 """
 
 import contextlib
+import itertools
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -26,12 +26,14 @@ CLASSES = 100
 def comparisons(tiny):
     gpu = both_have_a_gpu()
     bars = {OURS: 1.0} if gpu else {OURS: None, TWO: 1.0}  # Paddle's CPU kernels use few threads: processes count
-    for side, batch in [(32, 8)] if tiny else [(224, 20), (96, 60)]:
-        for model in ["ResNet50"] if tiny else ["ResNet50", "SE_ResNeXt50_32x4d"]:
+    sizes = [(32, 8)] if tiny else [(224, 20), (96, 60), *([(224, 128)] if gpu else [])]
+    names = ["ResNet50"] if tiny else ["ResNet50", "SE_ResNeXt50_32x4d"]
+    for (side, batch), model in itertools.product(sizes, names):
+        for amp in ("float32", *(usable_types() if gpu else ())):
             size = {"model": model, "side": side, "batch": batch}
-            with_gpu = {**size, "gpu": gpu}
+            with_gpu = {**size, "gpu": gpu, "amp": amp}
             yield Comparison(
-                f"training step, {model}, {side} px, batch {batch}",
+                f"training step, {model}, {side} px, batch {batch}" + (f", {amp}" if gpu else ""),
                 {
                     OURS: ("ours", with_gpu),
                     **({} if gpu else {TWO: ("shared_out", size)}),
@@ -52,12 +54,22 @@ def comparisons(tiny):
         )
 
 
+def ask(code):
+    """What a Python of its own prints, as words; [] where that fails. This process measures nothing itself."""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return result.stdout.split() if not result.returncode else []
+
+
 def both_have_a_gpu():
-    """Whether Paddle and PyTorch both have one: asked in another process, for this one measures nothing itself."""
-    if not shutil.which("nvidia-smi"):
-        return False
-    code = "import paddle, torch; assert paddle.device.cuda.device_count() and torch.cuda.is_available()"
-    return not subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode
+    """Whether the Paddle and the PyTorch that are installed are builds for GPUs, and both find one."""
+    paddle = "paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0"
+    return ask(f"import paddle, torch; print({paddle} and torch.cuda.is_available())")[-1:] == ["True"]
+
+
+def usable_types():
+    """The half types that the GPU computes in."""
+    words = ask("import paddle; print(paddle.amp.is_bfloat16_supported(), paddle.amp.is_float16_supported())")
+    return [name for name, word in zip(("bfloat16", "float16"), words[-2:]) if word == "True"]
 
 
 def draw(side, batch):
@@ -66,7 +78,7 @@ def draw(side, batch):
     return rng.integers(0, 256, (batch, side, side, 3), np.uint8), np.arange(batch) // 4
 
 
-def ours(model, side, batch, gpu=False):
+def ours(model, side, batch, gpu=False, amp="float32"):
     """As train.py has it: of several processes each takes its share, and all have the loss of the whole batch."""
     from runtime import process
 
@@ -75,12 +87,15 @@ def ours(model, side, batch, gpu=False):
     import models
     from losses.softmax import SoftmaxLoss
     from runtime import parallel
+    from training import optimizers
 
     network = models.build_model(model, CLASSES, dropout=0.0)
     network.train()
     if parallel.world_size() > 1:  # the rows with one process train batch norm, too
         statistics = network.batch_norm_statistics()
     triplet, softmax = losses.build_loss(losses.LossSettings("tripletloss")), SoftmaxLoss()
+    half = {"enable": amp != "float32", "dtype": "float16" if amp == "float32" else amp}
+    scaler = paddle.amp.GradScaler(enable=amp == "float16", init_loss_scaling=2.0**14)
     parameters = [p for p in network.parameters() if not p.stop_gradient]
     optimizer = paddle.optimizer.Momentum(0.001, 0.9, parameters, weight_decay=1e-4, use_multi_tensor=process.on_gpu())
     own = parallel.share(batch)
@@ -89,14 +104,17 @@ def ours(model, side, batch, gpu=False):
 
     def run():
         whole = parallel.gather(label)
-        embedding, logits = (parallel.gather(tensor) for tensor in network(image))
+        with paddle.amp.auto_cast(**half):
+            outputs = network(image)
+        embedding, logits = (parallel.gather(tensor) for tensor in outputs)
         loss = triplet(embedding, whole) + softmax(logits, whole)
-        loss.backward()
+        scaler.scale(loss).backward()
         parallel.sum_gradients(parameters)
         if parallel.world_size() > 1:
             parallel.average(statistics)
-        optimizer.step()
-        optimizer.clear_grad()
+        scaler.step(optimizer)
+        optimizers.update_scale(scaler)
+        optimizers.clear_gradients(optimizer)
         loss.item()
 
     return run
@@ -140,7 +158,7 @@ def follow(model, side, batch):
         run()
 
 
-def pytorch(model, side, batch, channels_last, gpu=False):
+def pytorch(model, side, batch, channels_last, gpu=False, amp="float32"):
     import torch
     import torchvision_ops  # noqa: F401
     from torch.nn import functional
@@ -161,6 +179,8 @@ def pytorch(model, side, batch, channels_last, gpu=False):
     torch.backends.cudnn.benchmark = True
     network, head = network.to(device), head.to(device)
     parameters = [*network.parameters(), *head.parameters()]
+    half = {"enabled": amp != "float32", "dtype": getattr(torch, "float16" if amp == "float32" else amp)}
+    scaler = torch.amp.GradScaler(device, init_scale=2.0**14, enabled=amp == "float16")
     optimizer = torch.optim.SGD(parameters, 0.001, momentum=0.9, weight_decay=1e-4)
     image, label = (torch.from_numpy(array).to(device) for array in draw(side, batch))
     mean, std = (torch.tensor(v, device=device) * 255 for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -177,10 +197,13 @@ def pytorch(model, side, batch, channels_last, gpu=False):
     def run():
         # Pictures lie in memory as [B, H, W, 3]: permuted, that is channels_last already.
         x = ((image.float() - mean) / std).permute(0, 3, 1, 2)
-        embedding = network(x if channels_last else x.contiguous())
-        loss = triplet(embedding) + functional.cross_entropy(head(embedding), label)
-        loss.backward()
-        optimizer.step()
+        with torch.autocast(device, **half):
+            embedding = network(x if channels_last else x.contiguous())
+            logits = head(embedding)
+        loss = triplet(embedding) + functional.cross_entropy(logits.float(), label)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
         loss.item()
 

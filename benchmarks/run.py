@@ -209,13 +209,13 @@ def describe_machine():
         processor = platform.processor()
     versions = []
     for name in (
-        "paddlepaddle", "torch", "torchvision", "timm", "pytorch-metric-learning", "faiss-cpu", "simplejpeg",
-        "opencv-python-headless", "pillow", "numpy",
+        "paddlepaddle", "paddlepaddle-gpu", "torch", "torchvision", "timm", "pytorch-metric-learning", "faiss-cpu",
+        "simplejpeg", "opencv-python-headless", "pillow", "numpy",
     ):  # fmt: skip
         try:
             versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
-            versions.append(f"no {name}")
+            versions += [f"no {name}"] if "paddle" not in name else []  # there is one of the two
     chosen = {
         n: v for n, v in environment().items() if n in ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "OPENBLAS_CORETYPE")
     }

@@ -96,7 +96,8 @@ class ResidualStages(nn.Layer):
     def _recomputed(self, block, x):
         from paddle.distributed.fleet.utils import recompute
 
-        return recompute(block, x)
+        # No block draws at random: there is no state of generators to keep for the second time.
+        return recompute(block, x, preserve_rng_state=False)
 
     def zero_init_residual(self):
         """Starts every block as the identity (Goyal et al., arXiv 1706.02677, 5.1): helps training from scratch."""

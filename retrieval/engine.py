@@ -53,6 +53,8 @@ MODEL, SUMS, MARK = "model", "sums.json", "being_read"
 KEPT = 4  # models of the same weights, as for several picture sizes
 # Relative errors that the engine may have in any picture's outputs.
 TOLERANCE = {"float32": 1e-4, "bf16": 0.2}
+# What Paddle calls the values of --precision.
+TYPES = {"float32": "float32", "bf16": "bfloat16", "float16": "float16"}
 # Pictures that the network looks at, too: of the first batch, and of all others this share, which costs half a percent.
 FIRST, SHARE = 2, 1 / 256
 
@@ -62,7 +64,7 @@ FIRST, SHARE = 2, 1 / 256
 
 def add_engine_arguments(parser):
     """Adds the flags with which eval.py and infer.py choose how a network runs on the CPU."""
-    add = parser.add_argument_group("speed on the CPU").add_argument
+    add = parser.add_argument_group("speed").add_argument
     add(
         "--engine",
         choices=("auto", "inference", "eager"),
@@ -74,16 +76,17 @@ def add_engine_arguments(parser):
     )
     add(
         "--precision",
-        choices=tuple(TOLERANCE),
+        choices=("float32", "bf16", "float16"),
         default="float32",
         help="bf16: twice as fast on a CPU that has instructions for it (avx512_bf16 or amx_bf16), features differ by "
-        "about 2%%; others stay with float32, and a line says so",
+        "about 2%%; on a GPU both are mixed precision, float16 the more exact and for those before Ampere, too; where "
+        "there is no such thing it stays with float32, and a line says so",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineOptions:
-    """How a network runs on the CPU, in the flags' words."""
+    """How a network runs, in the flags' words."""
 
     engine: str = "auto"
     precision: str = "float32"
@@ -104,14 +107,18 @@ def prepare(network, options, image_shape, pictures, weights_file=""):
 
     if not isinstance(network, paddle.nn.Layer):
         return network
-    if options.precision == "bf16" and options.engine == "eager":
+    if options.precision == "bf16" and options.engine == "eager" and not process.on_gpu():
         raise UserError("--precision=bf16 is the inference engine's: leave out --engine=eager")
     precision = precision_in_use(options.precision)
     if precision != options.precision and parallel.is_first():
-        print(f"note: --precision=bf16, but {no_bf16()}: running in float32", file=sys.stderr)
+        print(f"note: --precision={options.precision}, but {lacks(options.precision)}: running in float32",
+              file=sys.stderr)  # fmt: skip
+    if process.on_gpu():
+        network.eval()
+        return extraction.OnGpu(network, TYPES[precision])
     _, height, width = image_shape
     small = pictures * height * width < MIN_PIXELS
-    if process.on_gpu() or options.engine == "eager" or (options.engine == "auto" and small and precision == "float32"):
+    if options.engine == "eager" or (options.engine == "auto" and small and precision == "float32"):
         return network
     start = time.time()
     try:
@@ -168,13 +175,20 @@ def _watched(run, network, precision):
 
 def precision_in_use(precision):
     """The precision that --precision means on this machine."""
-    return "float32" if precision == "bf16" and no_bf16() else precision
+    return "float32" if lacks(precision) else precision
 
 
-def no_bf16():
-    """Why bfloat16 would not be faster here, or "" where it is."""
+def lacks(precision):
+    """Why a value of --precision would not be faster here than float32, or "" where it is, or is float32."""
+    if precision == "float32":
+        return ""
     if process.on_gpu():
-        return "it is for the CPU"
+        import paddle
+
+        can = getattr(paddle.amp, f"is_{TYPES[precision]}_supported")()
+        return "" if can else f"this GPU can't compute in {TYPES[precision]}"
+    if precision == "float16":
+        return "that is for a GPU"
     return "" if process.cpu_flags() & {"avx512_bf16", "amx_bf16"} else "this CPU has no instructions for it"
 
 

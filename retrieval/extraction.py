@@ -2,8 +2,10 @@
 
 import collections
 import contextlib
+import itertools
 import os
 import sys
+import time
 
 import numpy as np
 
@@ -179,6 +181,7 @@ def extract(network, samples, reading, batch_size, on_batch=None, signals=None, 
     Args:
         network: an EmbeddingNet, what engine.prepare made of one, or a function over an exported model.
         samples: reader.Samples; reading: reader.Reading.
+        batch_size: pictures at once; None: 32, on a GPU 128.
         on_batch: called as on_batch(index, logits) after each batch; logits float32 [B, C] or None without a head.
         signals: process.Signals: a signal to one process ends this in all, between two batches.
         finish: function of features [B, D] that is applied to each batch's, such as a whitening.
@@ -190,6 +193,7 @@ def extract(network, samples, reading, batch_size, on_batch=None, signals=None, 
     """
     from tqdm import tqdm
 
+    batch_size = batch_size or (128 if process.on_gpu() else 32)
     batches = _run(_function(network), reader.read_in_order(samples, reading, batch_size), on_batch is not None)
     features, bad, good = None, [], np.zeros(len(samples.paths), bool)
     hidden = True if reading.quiet else None  # None: shown on stderr where that is a terminal
@@ -224,7 +228,7 @@ def _function(network):
     if not isinstance(network, paddle.nn.Layer):
         return network
     network.eval()
-    return eager(network)
+    return OnGpu(network) if process.on_gpu() else eager(network)
 
 
 def eager(network):
@@ -239,11 +243,61 @@ def eager(network):
     return run
 
 
+class OnGpu:
+    """A network as a function of NumPy arrays, as `eager`, and in two halves: while the outputs of a batch are waited
+    for, the GPU has the next one to do.
+
+    Args:
+        precision: float32, or bfloat16 or float16: outputs come as float32 all the same.
+    """
+
+    def __init__(self, network, precision="float32"):
+        self.network, self.precision, self.most = network, precision, 0
+
+    def begin(self, image, with_logits=True):
+        """Hands pictures uint8 [N, H, W, 3] over; -> what `end` takes, which nothing has waited for."""
+        import paddle
+
+        count = len(image)
+        self.most = max(self.most, count)
+        if count < self.most:  # such as the last batch: cuDNN chooses its algorithms anew for each shape
+            image = np.concatenate([image, image[-1:].repeat(self.most - count, axis=0)])
+        half = self.precision != "float32"
+        with paddle.no_grad(), paddle.amp.auto_cast(enable=half, dtype=self.precision if half else "float16"):
+            outputs = self.network(process.to_device(image))
+        if not with_logits:
+            outputs = (outputs[0], None)
+        # float32 on the device: as an array, bfloat16 is integers. The copies lie right behind the computation, so that
+        # waiting for them is no waiting for the next batch.
+        copies = [None if x is None else x.astype("float32").pin_memory(blocking=False) for x in outputs]
+        done = paddle.device.cuda.Event()
+        done.record()
+        return copies, done, count
+
+    def end(self, begun):
+        """-> the outputs of the network, float32 [N, ...] or None."""
+        copies, done, count = begun
+        while not done.query():
+            time.sleep(0.0005)  # not synchronize(), which would keep the threads that read pictures from going on
+        return tuple(None if x is None else x.numpy()[:count] for x in copies)
+
+    def __call__(self, image):
+        return self.end(self.begin(image))
+
+
 def _run(run, batches, with_logits):
     """Yields (index, embedding, logits or None, bad) of each batch."""
-    for batch in batches:
-        embedding, logits = run(batch.image) if len(batch.index) else (None, None)
-        yield batch.index, embedding, logits if with_logits else None, list(batch.bad)
+    begin, end, ahead = run, lambda outputs: outputs, 0
+    if isinstance(run, OnGpu):
+        begin, end, ahead = lambda image: run.begin(image, with_logits), run.end, 1
+    begun = collections.deque()
+    for batch in itertools.chain(batches, [None] * ahead):
+        if batch is not None:
+            begun.append((batch, begin(batch.image) if len(batch.index) else None))
+        if begun and (batch is None or len(begun) > ahead):
+            batch, outputs = begun.popleft()
+            embedding, logits = (None, None) if outputs is None else end(outputs)
+            yield batch.index, embedding, logits if with_logits else None, list(batch.bad)
 
 
 def open_embedder(pretrained_model, model=None, use_gpu=None):
@@ -271,11 +325,11 @@ def open_embedder(pretrained_model, model=None, use_gpu=None):
         samples = reader.Samples([os.fspath(path) for path in paths], None, None, None)
         found = []
         with contextlib.closing(reader.read_in_order(samples, reading, batch_size)) as batches:
-            for batch in batches:
-                if batch.bad:
-                    index, reason = batch.bad[0]
+            for _, embedding, _, bad in _run(run, batches, with_logits=False):
+                if bad:
+                    index, reason = bad[0]
                     raise UserError(f"{reader.where(samples, index)}: {reason}")
-                found.append(run(batch.image)[0])
+                found.append(embedding)
         if not found:
             raise UserError("no pictures to embed")
         features = np.concatenate(found)

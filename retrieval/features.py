@@ -81,7 +81,7 @@ def made_by(opened, refinement, whitening, precision):
     Args:
         opened: extraction.Opened.
         refinement: refine.Refinement; whitening: refine.Whitening or None.
-        precision: float32 or bf16.
+        precision: float32, bf16 or float16.
     """
     if opened.made_by:
         return list(opened.made_by)

@@ -1,5 +1,6 @@
 """Whether a GPU can be used, and which of Paddle's wheels has code for it. Importing this does not import paddle."""
 
+import os
 import re
 
 from utility import UserError
@@ -30,7 +31,8 @@ def try_gpu(paddle):
             why = "it finds no cuDNN"
         else:
             one = paddle.ones([1, 1, 3, 3])
-            why = "" if float(paddle.nn.functional.conv2d(one, one)) == 9 else "a convolution comes out wrong"
+            nine = paddle.nn.functional.conv2d(one, one).sum()  # NumPy 2.4 makes a number of no other shape
+            why = "" if float(nine) == 9 else "a convolution comes out wrong"
     except Exception as error:  # Paddle's have many types
         why = first_line(error)
     if not why:
@@ -50,6 +52,18 @@ def try_gpu(paddle):
         f"paddlepaddle-gpu {paddle.__version__} can't use the GPU ({name}, compute capability {capability}): {why}; "
         f"{mend}; --use_gpu=False goes on without it"
     )
+
+
+def describe(paddle):
+    """What the last bits of a result depend on where the current device is a GPU: {name: value}."""
+    flags = paddle.get_flags(["FLAGS_cudnn_deterministic", "FLAGS_cudnn_exhaustive_search"])
+    return {
+        "gpu": paddle.device.cuda.get_device_name(),
+        "cuda": paddle.version.cuda(),
+        "cudnn": paddle.device.get_cudnn_version(),
+        "NVIDIA_TF32_OVERRIDE": os.environ.get("NVIDIA_TF32_OVERRIDE"),
+        **flags,
+    }
 
 
 def first_line(error):

@@ -275,6 +275,7 @@ def describe_process():
         "python": platform.python_version(),
         "device": paddle.get_device(),
         "processes": parallel.world_size(),
+        **(gpu.describe(paddle) if on_gpu() else {}),
     }
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -89,6 +90,19 @@ def birds(tmp_path_factory):
     run("data/split.py", root, "--name=birds", "--train_classes=6")
     train_list, val_list = (os.path.join(root, f"birds_{part}.txt") for part in ("train", "val"))
     return Birds(root, train_list, val_list, [f"--train_list={train_list}", f"--val_list={val_list}"])
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A stand-in for a GPU, see stand_in_gpu.py; `gpu.call(script, ...)` runs a script in this process."""
+    import stand_in_gpu  # which imports Paddle's parts
+
+    handlers = {number: signal.getsignal(number) for number in process.STOPPING}
+    with monkeypatch.context() as patch:
+        yield stand_in_gpu.StandInGpu(patch)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    process.start_paddle()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from runtime import process
 from utility import UserError
 
 SHAPE = [3, 32, 32]
-needs_bf16 = pytest.mark.skipif(bool(engine.no_bf16()), reason="this CPU has no bf16 instructions")
+needs_bf16 = pytest.mark.skipif(bool(engine.lacks("bf16")), reason="this CPU has no bf16 instructions")
 
 
 def make_network(seed=0, class_dim=7, pooling="avg", embedding_size=0, side=32):

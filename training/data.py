@@ -55,7 +55,8 @@ def add_batch_arguments(parser):
     add("--batch_size", type=number(int, low=1), default=256,
         help="images a step, for training; where it is not typed, no more than the list has classes for")
     add("--train_batch_size", type=number(int, low=1), help="the same; overrides --batch_size")
-    add("--test_batch_size", type=number(int, low=1), default=32, help="images at once in evaluation")
+    add("--test_batch_size", type=number(int, low=1),
+        help="images at once in evaluation (default: 32; on a GPU 128)")
     add("--total_images", type=number(int, low=1), help="images an epoch (default: the length of --train_list)")
     add("--min_area", type=number(float, above=0, high=1), default=0.08,
         help="smallest share of a picture that a random crop may keep; 0.08 is the original, 0.16 to 0.5 suits "

@@ -8,11 +8,14 @@ from reader import Reading
 from runtime import parallel, process
 from training import optimizers
 from training.data import Batching, Data
-from training.parts import Parts, arrays, scaler_state
+from training.parts import Parts, arrays, loss_scale, scaler_state
 from training.run import Run
 from training.start import RunSettings
 from utility import UserError
 from weights.checkpoint import checkpoint_name, update_description
+
+# Of a loss scale that halves in each step: such gradients are beyond float16's range without any scale.
+LEAST_SCALE = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +47,36 @@ def what_is_due(job, progress):
     return Due(log, save, log or save or not process.on_gpu())
 
 
-def save_or_stop(job, progress, due, finite):
-    """Writes a checkpoint inside an epoch where one is due or a signal has come. Raises: Stopped after a signal."""
+def check_finite(job, progress, loss, tensors):
+    """Raises a UserError where the step before `progress` has shown that the run comes to nothing.
+
+    Args:
+        loss: scalar; tensors: gradients or weights.
+    """
+    if not optimizers.all_finite([loss, *tensors]):
+        raise diverged(job, progress)
+    scale = loss_scale(job.parts.scaler)
+    if scale is not None and scale < LEAST_SCALE:
+        raise UserError(
+            f"the loss scale of --amp=float16 fell to {scale:g} by pass {progress.epoch}, trainbatch "
+            f"{progress.step - 1}: the gradients overflow in every step, and none of these changes a weight; last good "
+            f"checkpoint: {job.run.newest() or 'none yet'}; try --amp=bfloat16 or off, or a smaller --lr than "
+            f"{job.schedule.lr:g}"
+        )
+
+
+def save_or_stop(job, progress, due, loss):
+    """Writes a checkpoint inside an epoch where one is due or a signal has come. Raises: Stopped after a signal.
+
+    Args:
+        loss: scalar, of the step before `progress`.
+    """
     # Several processes stop at the same step; on GPUs they ask each other at log lines only.
     signal = parallel.largest(job.signals.number) if due.look or parallel.world_size() == 1 else 0
     if progress.step == progress.steps or not (due.save or signal):
         return
-    if not finite.is_finite():
-        raise diverged(job, progress)
+    if not due.look:
+        check_finite(job, progress, loss, optimizers.trained_parameters(job.parts.network, job.parts.objective))
     path = save(job, progress)
     if signal:
         raise stopped(signal, path)
@@ -59,12 +84,23 @@ def save_or_stop(job, progress, due, finite):
 
 def save(job, progress):
     """Writes the checkpoint of `progress`; -> its path. Of several processes the first does so, and all wait."""
+    if not shares_each_step(job):
+        parallel.average(job.parts.network.batch_norm_statistics())
     described = describe(job, progress)
     if parallel.is_first():
         job.run.save(arrays(job.parts), described)
         job.run.remove_old(job.settings.keep)
     parallel.meet("a checkpoint")
     return os.path.join(job.run.path, checkpoint_name(described))
+
+
+def shares_each_step(job):
+    """Whether several processes bring their batch norms' running statistics together in each step.
+
+    These are sums over the steps: on GPUs, where each step of it costs hundreds of launches, it is done before a
+    checkpoint, and the same but for rounding. An average of the weights needs them in each step.
+    """
+    return not process.on_gpu() or job.parts.average is not None
 
 
 def describe(job, progress):

@@ -4,6 +4,8 @@ import os
 import sys
 import time
 
+import numpy as np
+
 import reader
 from runtime import parallel, process
 from utility import UserError, duration
@@ -58,17 +60,19 @@ class RunLog:
         self.steps += 1
         self.bar.update()
 
-    def write(self, progress, lr, figures, logits, label):
+    def write(self, progress, lr, figures, logits, label, scale=None):
         """Prints and logs the step that is done, with the speed since the last such line.
 
         Args:
             progress: training.run.Progress, after the step.
             figures: of losses.objective; logits float [N, C], label int64 [N].
+            scale: of the loss, for the log; None: none.
         """
         epoch, step = progress.epoch, progress.step - 1
         record = {"epoch": epoch, "step": step, "lr": lr}
-        record.update({name: figures[name].item() for name in ("loss_metric", "loss_cls")})
+        record.update({name: float(figures[name].numpy()) for name in ("loss_metric", "loss_cls")})
         record.update({f"acc{k}": accuracy(logits, label, k) for k in (1, 5)})
+        record.update({} if scale is None else {"loss_scale": scale})
         seconds = time.time() - self.start
         record.update(
             sec=seconds / self.steps,
@@ -112,7 +116,8 @@ def accuracy(logits, label, k):
     import paddle
 
     k = min(k, logits.shape[1])
-    return paddle.metric.accuracy(logits.astype("float32"), label.unsqueeze(1), k=k).item()
+    found = paddle.metric.accuracy(logits.astype("float32"), label.unsqueeze(1), k=k)
+    return float(np.ravel(found.numpy())[0])
 
 
 def summary(run, progress, val, seconds):

@@ -159,7 +159,8 @@ def build_optimizer(settings, network, objective):
         "weight_decay": settings.weight_decay,
         "grad_clip": clip,
     }
-    # One kernel for all parameters, where Paddle has it: a GPU would wait for the launches. It needs all gradients.
+    # Less work in Python for each step, where Paddle has it; its kernels still go parameter by parameter. It needs all
+    # gradients.
     fused = {"use_multi_tensor": process.on_gpu() and not settings.warmup_head_epochs}
     if settings.optimizer == "momentum":
         optimizer = paddle.optimizer.Momentum(momentum=0.9, **common, **fused)
@@ -177,24 +178,28 @@ def trained_parameters(*layers):
     return [p for layer in layers for p in layer.parameters() if not p.stop_gradient]
 
 
-class FiniteCheck:
-    """Whether all losses and gradients so far are free of NaN and infinity; reading the answer waits for the device."""
+def all_finite(tensors):
+    """Whether float tensors are free of NaN and infinity; this waits for the device."""
+    import paddle
 
-    def __init__(self):
-        import paddle
+    # A sum is finite where all it adds up is, and costs one small number a tensor.
+    finite = paddle.isfinite(paddle.stack([tensor.sum() for tensor in tensors])).all()
+    return bool(finite.numpy())  # unlike item(), numpy() lets other threads run while it waits for a GPU
 
-        self.finite = paddle.to_tensor(True)
 
-    def add(self, loss, parameters):
-        """Takes a scalar and the gradients of `parameters` in, without reading them."""
-        import paddle
+def clear_gradients(optimizer):
+    """Lets go of all gradients: the next backward writes them, rather than adding to zeros, and what gets none in the
+    next step, as a backbone that rests, is left alone by the optimizer, weight decay included."""
+    optimizer.clear_grad(set_to_zero=False)
 
-        # A sum is finite where all it adds up is, and costs one small number a tensor.
-        sums = [p.grad.sum() for p in parameters if p.grad is not None]
-        self.finite = paddle.logical_and(self.finite, paddle.isfinite(paddle.stack([loss, *sums])).all())
 
-    def is_finite(self):
-        return bool(self.finite.numpy())  # unlike item(), numpy() lets other threads run while it waits for a GPU
+def update_scale(scaler):
+    """GradScaler.update after a step: halves or doubles the loss scale where that is due."""
+    if scaler.is_enable():
+        # It prints the scale, an array of one number: NumPy 2.4 makes a float of arrays without a length alone.
+        scaler._scale = scaler._scale.reshape([])
+        scaler.update()
+        scaler._scale = scaler._scale.reshape([1])
 
 
 # ---------------------------------------------------------------- its state in a checkpoint
@@ -212,7 +217,7 @@ def make_optimizer_state(optimizer, parameters):
     optimizer.set_lr(0.0)
     paddle.add_n([(parameter * 0).sum() for parameter in parameters]).backward()
     optimizer.step()
-    optimizer.clear_grad()
+    clear_gradients(optimizer)
     optimizer.set_lr(rate)
     # That step has left weight decay in the momentum, and counts for Adam: back to what a first step begins with.
     first = {"beta1_pow_acc": 0.9, "beta2_pow_acc": 0.999}

@@ -38,6 +38,11 @@ def scaler_state(scaler):
     return {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()}
 
 
+def loss_scale(scaler):
+    """What the loss scaling multiplies with now, None without it; on a GPU this waits for the device."""
+    return float(np.ravel(scaler.state_dict()["scale"])[0]) if scaler.is_enable() else None
+
+
 def restore(parts, folder, before, optimizer, force):
     """Puts back what the checkpoint in `folder` holds of objective, optimizer and loss scaling. (The network's weights
     are loaded when it is built.)

@@ -67,7 +67,7 @@ class RunSettings:
     keep: int = 1
     save_every: int = 0
     log_every: int = 10
-    test_batch_size: int = 32
+    test_batch_size: int = None
     log_to: str = None
     quiet: bool = False
 
