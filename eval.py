@@ -177,8 +177,9 @@ def named(samples, found):
 
 
 def log_of_run(pretrained_model):
-    """The records of the log of the run that made a checkpoint, or None."""
-    return Run(os.path.dirname(weights.checkpoint.resolve(pretrained_model))).read_log()
+    """The records of the log of the run that made a checkpoint; None for other weights, or without a log."""
+    path = weights.checkpoint.resolve(pretrained_model)
+    return Run(os.path.dirname(path)).read_log() if extraction.flags_of_run(path) else None
 
 
 def check_lists(query, gallery, apart, data_dir, on_bad_image):

@@ -57,12 +57,12 @@ def points(x, y, groups, marked, title):
     """Points without axes, a colour for each group; each group's name is shown where the pointer rests on a point.
 
     Args:
-        x, y: float [N]; groups: {name: indices}; marked: bool [N], those that get a dark ring.
+        x, y: float [N]; groups: [(name, indices)]; marked: bool [N], those that get a dark ring.
     """
     side = HEIGHT * 1.5
     places = [_fitted(values, 6, length - 6) for values, length in ((x, WIDTH), (y, side))]
     parts, ring = [], np.where(marked, ' class="ring"', "")
-    for number, (name, indices) in enumerate(groups.items()):
+    for number, (name, indices) in enumerate(groups):
         colour = f"hsl({number * 137.5 % 360:.0f} 65% {40 + number % 3 * 12}%)"  # golden angle: neighbours differ
         circles = "".join(f'<circle cx="{places[0][i]:.1f}" cy="{places[1][i]:.1f}" r="3"{ring[i]}/>' for i in indices)
         parts.append(f'<g fill="{colour}"><title>{html.escape(plain(name))}</title>{circles}</g>')

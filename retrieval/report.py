@@ -242,7 +242,8 @@ def _cosines(measured):
     edges = np.linspace(-1, 1, BINS + 1)
     used = np.flatnonzero(sum(known.values()))
     first, last = used[0], used[-1] + 1
-    marks = {f"{row['false_accepts']:.1%} false accepts": row["cosine"] for row in measured.thresholds if row["cosine"]}
+    thresholds = [row for row in measured.thresholds if row["cosine"] is not None]
+    marks = {f"{row['false_accepts']:.1%} false accepts": row["cosine"] for row in thresholds}
     parts = {name: shares[first:last] for name, shares in known.items()}
     title = "histograms of the cosines of pairs of one class and of different classes"
     yield charts.histogram(parts, edges[first : last + 1], marks, "cosine", "share of the pairs", title)
@@ -258,9 +259,8 @@ def _maps(contents):
     unit, labels = metrics.unit(queries.features, rows), queries.labels[rows]
     failed = (ranked.closer > 0)[rows] | (ranked.positives == 0)[rows]
     names = features.class_names(queries, set(labels.tolist()))
-    groups = {
-        names.get(label, f"class {label}"): np.flatnonzero(labels == label) for label in np.unique(labels).tolist()
-    }
+    known = np.unique(labels).tolist()
+    groups = [(names.get(label, f"class {label}"), np.flatnonzero(labels == label)) for label in known]
     many = number_of(count, "query", "queries")
     many = many if len(rows) == count else f"{len(rows)} of {many}, drawn"
     yield f"<p>{many}; a colour for each class, a dark ring for a miss.</p>\n"

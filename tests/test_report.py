@@ -11,6 +11,7 @@ import pytest
 from conftest import run
 from PIL import Image
 
+import eval as eval_script
 from retrieval import charts, features, figures, metrics, report
 
 SVG = re.compile(r"<svg.*?</svg>", re.DOTALL)
@@ -296,6 +297,28 @@ def test_eval_writes_a_report(trained, birds, tmp_path):
     assert f"<td>recall@1</td><td>{recall}</td>" in page
     assert "losses by epoch" in page and "Bird_" in page and page.count("data:image/jpeg") > 50
     assert f"--report={path}" in page
+
+
+def test_classes_of_one_name_are_all_on_the_map(tmp_path):
+    some, labels = draw(10, 30, 3)
+    classes = ["0 bird", "1 bird", "2 bird"]
+    page = written(tmp_path / "r.html", contents_of(some, labels, ["p.jpg"] * 30, classes=classes))
+    assert page.count("<circle") == 30 * (1 + bool(importlib.util.find_spec("sklearn")))
+
+
+def test_threshold_of_zero_is_marked():
+    pairs = metrics.Pairs(1)
+    metrics.rank(np.array([[1, 0], [1, 0.0], [0, 1], [0, 1]]), np.array([0, 0, 1, 1]), pairs=pairs)
+    rows = [{"false_accepts": share, "cosine": cosine} for share, cosine in ((0.01, 0.0), (0.001, None))]
+    found = "".join(report._cosines(figures.Measured({}, None, rows, {}, None, pairs)))
+    assert "1.0% false accepts" in found and "0.1% false accepts" not in found
+
+
+def test_log_is_that_of_the_checkpoint_alone(trained, tmp_path, monkeypatch):
+    assert eval_script.log_of_run(str(trained / "ResNet8" / "best"))
+    monkeypatch.chdir(trained / "ResNet8")  # where there is a log of some run
+    assert eval_script.log_of_run("best")
+    assert eval_script.log_of_run("") is None and eval_script.log_of_run("imagenet") is None
 
 
 def test_report_replaces_nothing_else(trained, tmp_path):
