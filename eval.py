@@ -27,7 +27,7 @@ import models
 import reader
 import utility
 import weights
-from retrieval import engine, extraction, figures, metrics, refine
+from retrieval import engine, extraction, figures, metrics, protocols, refine
 from runtime import parallel, process
 from utility import UserError, boolean, number
 
@@ -38,6 +38,10 @@ def build_parser():
     add = parser.add_argument_group("evaluation").add_argument
     add("--batch_size", type=number(int, low=1), default=32, help="images at once; changes no figure")
     add("--recall_at", type=utility.comma_separated(number(int, low=1)), default=[1, 2, 4, 8], help="the k of recall@k")
+    add("--protocol", choices=tuple(protocols.PROTOCOLS), default=None,
+        help="measure as the field does on CUB, Cars (both recall@1,2,4,8), SOP (1,10,100,1000) or In-shop "
+        "(1,10,20,30, in a gallery: --gallery_list, or <name>_gallery.txt beside <name>_query.txt); a typed "
+        "--recall_at counts")
     add("--gallery_list", default="", help="search in this list rather than in --val_list itself")
     add("--exclude_self", type=boolean, default=True,
         help="with --gallery_list, leave a query's own picture (the same file) out of what it can find")
@@ -54,14 +58,14 @@ def build_parser():
     models.add_model_arguments(parser)
     weights.add_weight_arguments(parser)
     engine.add_engine_arguments(parser)
-    utility.start_here(parser, ("val_list", "gallery_list", "pretrained_model", "recall_at", "output_json"))
+    utility.start_here(parser, ("val_list", "gallery_list", "pretrained_model", "protocol", "recall_at", "output_json"))
     return parser
 
 
 def main():
     parser = build_parser()
     args, typed = utility.parse_typed(parser)
-    args = argparse.Namespace(**extraction.lists_of_run(vars(args), typed))
+    args = argparse.Namespace(**protocols.follow(extraction.lists_of_run(vars(args), typed), typed))
     utility.note_idle(idle_flags(vars(args)), typed)
     process.join_early(args.use_gpu, args.seed)
     query = reader.read_list(args.val_list, args.data_dir)
@@ -96,13 +100,15 @@ def main():
     found, found_gallery = (refine.whitened(features, whitening) for features in (found, found_gallery))
     search = searched(query, found, gallery, found_gallery, args.exclude_self)
     measured = figures.measure(search, args.recall_at, more)
-    result = {**head.result(), **measured.figures}
+    result = {**protocols.in_words(args.protocol), **head.result(), **measured.figures}
     how = opened.refined or refine.in_words(refinement, whitening)
     result.update(seconds=round(time.time() - start, 2), dimension=found.features.shape[1])
     result.update({"refined": how} if how else {})
     print_figures(result, how, figures.lines(measured, how))
-    for remark in metrics.remarks(found.features, search.labels, result, search.gallery_labels):
-        print(f"note: {remark}")
+    print_remarks(
+        protocols.remarks(args.protocol, args.recall_at, query, gallery)
+        + metrics.remarks(found.features, search.labels, result, search.gallery_labels)
+    )
     if args.output_json:
         details = record(measured, query, found, gallery, found_gallery)
         details.update(args=vars(args), trained_with=extraction.flags_of_run(args.pretrained_model))
@@ -127,6 +133,12 @@ def print_figures(result, how, lines):
         print(figure + (f" ({how})" if how and name.startswith(REFINED) else ""))
     for line in lines:
         print(line)
+
+
+def print_remarks(remarks):
+    """Prints sentences, each as a note."""
+    for remark in remarks:
+        print(f"note: {remark}")
 
 
 def record(measured, query, found, gallery, found_gallery):

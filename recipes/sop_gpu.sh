@@ -12,4 +12,4 @@
 train --loss_name=arcmarginloss --margin=0.15 --head_scale=80 --pooling=avg --image_shape=3,224,224 \
     --train_batch_size=256 --optimizer=momentum --lr=0.01 --lr_strategy=piecewise_decay --lr_epochs=64,107 \
     --num_epochs=129 --seed=1 "$@"
-measure recall --recall_at=1,10,100,1000
+measure recall --protocol=sop
