@@ -99,7 +99,7 @@ def main():
         reader.report_bad_images(samples, features.bad if features else [])
     found, found_gallery = (refine.whitened(features, whitening) for features in (found, found_gallery))
     search = searched(query, found, gallery, found_gallery, args.exclude_self)
-    measured = figures.measure(search, args.recall_at, more)
+    measured = figures.measure(search, args.recall_at, more, in_place=True)
     result = {**protocols.in_words(args.protocol), **head.result(), **measured.figures}
     how = opened.refined or refine.in_words(refinement, whitening)
     result.update(seconds=round(time.time() - start, 2), dimension=found.features.shape[1])

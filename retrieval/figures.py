@@ -66,11 +66,11 @@ def check_options(options, count):
     return options
 
 
-def measure(search, recall_at=(1, 2, 4, 8), options=None):
-    """Measured, of a Search."""
+def measure(search, recall_at=(1, 2, 4, 8), options=None, in_place=False):
+    """Measured, of a Search. `in_place`: its features are changed, as of metrics.retrieval_metrics."""
     options = options or Options()
     pairs = metrics.Pairs(max(FALSE_ACCEPTS))
-    ranked = metrics.rank(*search, pairs=pairs)
+    ranked = metrics.rank(*search, pairs=pairs, in_place=in_place)
     figures = metrics.summarise(ranked, recall_at)
     figures.update(second_figures(search, recall_at, options))
     if options.nmi:
@@ -82,6 +82,8 @@ def measure(search, recall_at=(1, 2, 4, 8), options=None):
 
 def second_figures(search, recall_at, options):
     """{"recall@k (k-reciprocal)": ...}: recall@k, MAP@R and mAP by neighbours that rerank.py finds."""
+    if not (options.rerank or options.query_expansion):
+        return {}
     every = np.arange(len(search.features))
     unit, gallery = metrics.unit(search.features, every), None
     if search.gallery_features is not None:
