@@ -1,10 +1,12 @@
 """Exact retrieval metrics, computed in blocks: never more than a few rows of the similarity matrix at once."""
 
 import collections
+import concurrent.futures
 import math
 
 import numpy as np
 
+from runtime import parallel
 from utility import UserError
 
 # Cosines of float32 vectors carry errors of some 1e-7, and equal pictures must come out as equal: similarities closer
@@ -228,7 +230,7 @@ def _count_closer(features, first, last):
         for left in range(top, len(features), side):
             columns = slice(left, min(left + side, len(features)))
             shape = np.s_[: rows.stop - top, : columns.stop - left]
-            block = np.matmul(features[rows], features[columns].T, out=similarity[shape])
+            block = _multiply(features[rows], features[columns], similarity[shape])
             _forget_own_class(block, rows, columns, first, last)
             found = np.greater_equal(block, threshold[rows, None], out=at_least[shape])
             closer[rows] += [np.count_nonzero(row) for row in found]  # many times faster than with axis=1
@@ -284,7 +286,7 @@ def _rank_rows(parts, ranks, pairs=None, similar=None):
         if similar:
             block = similar(order[part])[:, gallery_order]
         else:
-            block = np.matmul(query[part], gallery.T, out=similarity[: part.stop - start])
+            block = _multiply(query[part], gallery, similarity[: part.stop - start])
         same = []
         for i, row in enumerate(block, start):
             if alone:
@@ -303,6 +305,24 @@ def _rank_rows(parts, ranks, pairs=None, similar=None):
             pairs.add_same(np.concatenate(same))
             pairs.add_different(block, different)
     return found
+
+
+def _multiply(rows, columns, out):
+    """rows @ columns.T, in `out`, with the processors of all processes on this machine: only the first one measures,
+    and its BLAS has threads for its own share alone."""
+    count = parallel.local_world_size()
+    edges = [len(columns) * part // count for part in range(count + 1)]
+
+    def multiply(part):
+        some = slice(edges[part], edges[part + 1])
+        np.matmul(rows, columns[some].T, out=out[:, some])
+
+    if count == 1:
+        multiply(0)
+    else:
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            list(pool.map(multiply, range(count)))
+    return out
 
 
 def _different_pairs(parts):

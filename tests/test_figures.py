@@ -342,3 +342,15 @@ def test_in_place_there_is_no_second_copy():
         assert peak < features.nbytes / 2
     with pytest.raises(ValueError, match="float64"):
         figures.measure(figures.Search(features.astype(np.float64), labels), in_place=True)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_figures_of_several_processes_are_those_of_one(monkeypatch, processes):
+    search = figures.Search(*draw(1, 2500, 300, dimension=40))
+    ties = figures.Search(*draw(1, 500, 30, ties=True))
+    once = [(figures.measure(one)[:4], metrics.retrieval_metrics(*one[:2], full=False)) for one in (search, ties)]
+    monkeypatch.setenv("PADDLE_LOCAL_SIZE", str(processes))
+    again = [(figures.measure(one)[:4], metrics.retrieval_metrics(*one[:2], full=False)) for one in (search, ties)]
+    for (measured, recall), (measured_again, recall_again) in zip(once, again):
+        assert recall == recall_again and measured[1:] == measured_again[1:]
+        assert measured_again[0] == pytest.approx(measured[0], abs=1e-9)
