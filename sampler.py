@@ -57,9 +57,7 @@ def class_balanced_batches(labels, batch_size, samples_each_class, seed, epoch, 
 def check_balance(num_classes, batch_size, samples_each_class):
     """Raises a UserError where batches of K images of batch_size/K classes can't be made."""
     k = samples_each_class
-    _check_batch(batch_size, k)
-    if num_classes < 2:
-        raise UserError("the list has one class: a metric loss needs images of at least two")
+    _check_batch(num_classes, batch_size, k)
     if num_classes < batch_size // k:
         raise UserError(
             f"a batch of {batch_size} with --samples_each_class={k} needs {batch_size // k} classes, the list has "
@@ -67,12 +65,14 @@ def check_balance(num_classes, batch_size, samples_each_class):
         )
 
 
-def _check_batch(batch_size, k):
+def _check_batch(num_classes, batch_size, k):
     if batch_size % k:
         nearest = max(k, round(batch_size / k) * k)
         raise UserError(
             f"a batch of {batch_size} is not divisible by --samples_each_class={k}; the nearest that is: {nearest}"
         )
+    if num_classes < 2:
+        raise UserError("the list has one class: a metric loss needs images of at least two")
     if batch_size == k:
         raise UserError(f"a batch of {batch_size} with --samples_each_class={k} has one class: it takes at least two")
 
@@ -189,7 +189,7 @@ class _Deck:
 def check_filling(sizes, batch_size, samples_each_class):
     """Raises a UserError where `filled_batches` can't be made of classes of these sizes, int [C]."""
     k, most = samples_each_class, images_to_fill(sizes, samples_each_class)
-    _check_batch(batch_size, k)
+    _check_batch(len(sizes), batch_size, k)
     if (sizes > 1).sum() < 2:
         raise UserError(
             "fewer than two classes have two images or more: --small_classes=repeat draws an image of a class again, "

@@ -33,6 +33,7 @@ import zlib
 
 import download
 import files
+import listing
 import split
 import unpack
 import utility
@@ -161,7 +162,7 @@ def train_rows(root, label):
         names = sorted(name for name in os.listdir(os.path.join(folder, wnid)) if not name.startswith("."))
         for name in names:
             path = f"train/{wnid}/{name}"
-            if not split.fits_a_list(path):
+            if not listing.fits_a_list(path):
                 raise UserError(f"{os.path.join(root, path)!r}: a list cannot hold this name: rename it")
             rows.append(f"{path} {label[wnid]}\n")
     return rows
