@@ -383,18 +383,29 @@ def next_command(lists, paths, name):
     if len(classes) < 2 or all(len(one.images) == 1 for one in classes):
         return None
     validates = any(len(one.images) > 1 for one in lists.get(val, ()))
-    k = 2 if sum(len(one.images) < 4 for one in classes) > len(classes) / 2 else 4
-    batch = k * min(len(classes), 20 // k)
+    batch, batch_flags = batch_for([len(one.images) for one in classes])
     steps = max(1, sum(len(one.images) for one in classes) // batch)
     return [
         *("python", os.path.relpath(os.path.join(ROOT, "train.py"))),
         f"--train_list={paths[train]}",
         f"--val_list={paths[val]}" if validates else "--eval_every=0",
         *("--model=ResNet50", "--pretrained_model=imagenet", "--lr=0.001", f"--train_batch_size={batch}"),
-        *([] if k == 4 else [f"--samples_each_class={k}"]),
+        *batch_flags,
         f"--num_epochs={min(60, max(5, math.ceil(3000 / steps)))}",  # some 3,000 steps
         f"--model_save_dir=output_{name}",
     ]
+
+
+def batch_for(sizes):
+    """-> (images of a batch, the flags of train.py for it), for classes with so many images."""
+    k = 2 if sum(size < 4 for size in sizes) > len(sizes) / 2 else 4
+    flags = [] if k == 4 else [f"--samples_each_class={k}"]
+    fits = len(sizes)
+    if min(sizes) < k:  # then further classes fill the batch, see sampler.filled_batches
+        fits = sum(min(size, k) for size in sizes if size > 1) // k
+        if fits < 2:
+            fits, flags = len(sizes), [*flags, "--small_classes=repeat"]
+    return k * min(fits, 20 // k), flags
 
 
 def bad_usage(message):

@@ -12,9 +12,9 @@ Protocol = collections.namedtuple("Protocol", "recall_at val_list sizes gallery"
 PROTOCOLS = {
     # Classes 101-200, of 2011 and of 2010.
     "cub": Protocol([1, 2, 4, 8], "data/CUB200_val.txt", (5924, 3043)),
-    "cars": Protocol([1, 2, 4, 8], "data/CARS196_val.txt", (8131,)),
+    "cars": Protocol([1, 2, 4, 8], "data/cars196_val.txt", (8131,)),
     "sop": Protocol([1, 10, 100, 1000], "data/SOP_val.txt", (60502,)),
-    "inshop": Protocol([1, 10, 20, 30], "data/INSHOP_query.txt", (14218,), 12612),
+    "inshop": Protocol([1, 10, 20, 30], "data/inshop_query.txt", (14218,), 12612),
 }
 
 

@@ -6,10 +6,12 @@ import re
 import numpy as np
 import pytest
 from conftest import TINY, read_rows, run
+from test_faults import start, wait_for_steps
 from test_parallel import finish, launch
 from test_sampler import class_sizes
 
 import sampler
+from training.run import Run
 from utility import UserError
 
 SOP = np.random.default_rng(7).choice(np.arange(2, 13), 600, p=np.array([24, 15, 12, 11, 10, 9, 8, 5, 3, 2, 1]) / 100)
@@ -133,23 +135,26 @@ def logged(folder):
     return [{name: row[name] for name in ("epoch", "step", "loss_metric", "loss_cls")} for row in rows if "step" in row]
 
 
-def test_train_goes_on_in_the_middle_of_an_epoch_and_in_two_processes(few, tmp_path):
-    def train(folder, *flags):
-        return run("train.py", *few, f"--model_save_dir={tmp_path}/{folder}", "--save_every=1", *flags)
-
-    out = train("whole", "--num_epochs=3").stdout
+def test_train_goes_on_in_the_middle_of_an_epoch_and_in_two_processes(birds, few, tmp_path):
+    few = [*few, "--num_epochs=2", "--total_images=64"]
+    out = run("train.py", *few, f"--model_save_dir={tmp_path}/whole").stdout
     assert "note: 4 classes have fewer than 4 images: more classes fill their place in a batch\n" in out
     assert "note: 1 class of one image: in no batch (--small_classes=repeat takes them)\n" in out
-    train("parts", "--num_epochs=1")
-    train("parts", "--num_epochs=3", "--checkpoint=latest")
+    process = start(birds, tmp_path / "parts", *few, "--save_every=1")
+    assert wait_for_steps(process, 4)
+    process.kill()
+    process.communicate()
+    assert Run(tmp_path / "parts" / "ResNet8").names()[-1].startswith("0_")
+    run("train.py", *few, f"--model_save_dir={tmp_path}/parts", "--checkpoint=latest")
+    assert len(logged(tmp_path / "whole")) == 16
     assert logged(tmp_path / "whole") == logged(tmp_path / "parts")
-    flags = ["train.py", *few, f"--model_save_dir={tmp_path}/two", "--num_epochs=3"]
+    flags = ["train.py", *few, f"--model_save_dir={tmp_path}/two"]
     finish(launch(2, tmp_path / "log", *flags), tmp_path / "log")
     for one, two in zip(logged(tmp_path / "whole"), logged(tmp_path / "two")):
         assert one["step"] == two["step"] and one["loss_metric"] == pytest.approx(
             two["loss_metric"], rel=1e-3, abs=1e-4
         )
-    other = ["--num_epochs=4", "--checkpoint=latest", "--small_classes=repeat"]
+    other = ["--num_epochs=3", "--checkpoint=latest", "--small_classes=repeat"]
     stderr = run("train.py", *few, f"--model_save_dir={tmp_path}/parts", *other, status=2).stderr
     assert "another run: --small_classes=repeat (was fill)" in stderr
 
