@@ -19,7 +19,7 @@ import sys
 import files
 import pictures
 from listing import as_listed
-from runtime import packages
+from runtime import packages, process
 from utility import UserError, plain
 
 MOST_LINE = 2**16  # characters of a line
@@ -183,7 +183,7 @@ def crop(path, rows, output):
     if os.path.lexists(output) and files.foreign_entry(output, OWN_CROP):
         files.keep(output)
     files.make_directory(os.path.dirname(output) or os.curdir)
-    with files.temporary_folder(output) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with files.temporary_folder(output) as folder, ThreadPoolExecutor(process.cpu_count()) as pool:
         try:
             names = list(pool.map(lambda row: _cut(path, row, folder), rows))
         finally:
