@@ -26,7 +26,7 @@ MOST_LINE = 2**16  # characters of a line
 COLUMNS = ("path", "label", "split", "is_query", "is_gallery")
 BOX = ("x_1", "x_2", "y_1", "y_2")
 OWN_CROP = re.compile(r"\d+_\w+\.jpg")  # what `crop` writes
-QUALITY = 95  # of a JPEG
+QUALITY, MOST_SIDE = 95, 2**16 - 1  # of a JPEG
 
 # A picture. line: in the CSV; query, gallery: bool, both False of one that trains; box: (x_1, x_2, y_1, y_2) or None;
 # category: text, "" where there is none.
@@ -171,7 +171,7 @@ def _report_categories(path, rows):
 
 
 def crop(path, rows, output):
-    """Writes what is in the boxes to the folder `output`, as JPEGs; -> {line: the name of its file there}.
+    """Writes what is in the boxes of these rows to the folder `output`, as JPEGs called `crop_name`.
 
     A folder of such pictures that an earlier run has written is replaced, any other is kept under another name.
     Raises: UserError where a picture can't be read, or a box leaves it.
@@ -179,21 +179,25 @@ def crop(path, rows, output):
     packages.check(("numpy", "cv2", "PIL"))
     from concurrent.futures import ThreadPoolExecutor
 
-    rows = [row for row in rows if row.box]
-    if os.path.lexists(output) and files.foreign_entry(output, OWN_CROP):
-        files.keep(output)
     files.make_directory(os.path.dirname(output) or os.curdir)
     with files.temporary_folder(output) as folder, ThreadPoolExecutor(process.cpu_count()) as pool:
         try:
-            names = list(pool.map(lambda row: _cut(path, row, folder), rows))
+            list(pool.map(lambda row: _cut(path, row, folder), rows))
         finally:
             pool.shutdown(cancel_futures=True)
+        if os.path.lexists(output) and files.foreign_entry(output, OWN_CROP):
+            files.keep(output)
         files.replace_folder(folder, output)
-    return {row.line: name for row, name in zip(rows, names)}
+
+
+def crop_name(row):
+    """The name of the file with what is in a row's box."""
+    name = re.sub(r"\W+", "_", os.path.splitext(os.path.basename(row.path))[0], flags=re.ASCII)[:80]
+    return f"{row.line}_{name or 'picture'}.jpg"
 
 
 def _cut(path, row, folder):
-    """Writes a row's box into `folder`; -> the name of the file. Raises: UserError."""
+    """Writes what is in a row's box into `folder`. Raises: UserError."""
     import cv2
 
     import transforms
@@ -207,13 +211,12 @@ def _cut(path, row, folder):
     height, width = picture.shape[:2]
     if x_2 > width or y_2 > height:
         raise UserError(f"{place}: the box ends at {x_2}, {y_2}, the picture at {width}, {height}")
-    name = re.sub(r"\W+", "_", os.path.splitext(os.path.basename(row.path))[0], flags=re.ASCII)[:80]
-    name = f"{row.line}_{name or 'picture'}.jpg"
+    if max(x_2 - x_1, y_2 - y_1) > MOST_SIDE:
+        raise UserError(f"{place}: the box is {x_2 - x_1} x {y_2 - y_1}, and a JPEG at most {MOST_SIDE} each way")
     part = cv2.cvtColor(picture[y_1:y_2, x_1:x_2], cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".jpg", part, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    with open(os.path.join(folder, name), "wb") as file:
+    with open(os.path.join(folder, crop_name(row)), "wb") as file:
         file.write(data.tobytes())
-    return name
 
 
 # ---------------------------------------------------------------- write

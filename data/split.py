@@ -22,6 +22,7 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
+import files
 import oml
 import pictures
 from division import ALL, Division
@@ -249,9 +250,8 @@ def split_table(path, output_dir, name, division, absolute=False, table=None):
     listed = {row.line: as_listed(os.path.join(prefix, row.path)) for row in rows}
     if not all(listed.values()):
         raise UserError(f"{folder!r}: a list cannot hold this path: {prefix!r}: rename its folders")
-    cut = oml.crop(path, rows, cut_out) if any(row.box for row in rows) else {}
-    prefix = list_prefix(cut_out, output_dir, absolute)
-    listed.update((line, os.path.join(prefix, file)) for line, file in cut.items())
+    prefix, boxed = list_prefix(cut_out, output_dir, absolute), [row for row in rows if row.box]
+    listed.update((row.line, os.path.join(prefix, oml.crop_name(row))) for row in boxed)
 
     validation = [row for row in rows if row.query or row.gallery]
     parts = {"train": [row for row in rows if not (row.query or row.gallery)], "val": validation}
@@ -261,11 +261,16 @@ def split_table(path, output_dir, name, division, absolute=False, table=None):
     lists = division.hold_out({part: by_label(members, listed) for part, members in parts.items()})
     paths = list_paths(output_dir, name, lists)
     texts = {paths[part]: list_text(members) for part, members in lists.items()}
-    write_lists({**texts, **table_of(lists, output_dir, table)})
+    texts.update(table_of(lists, output_dir, table))
+    if boxed:
+        for output in texts:  # before the work
+            files.check_output(output, os.path.exists, "a list")
+        oml.crop(path, boxed, cut_out)
+    write_lists(texts)
 
     say(f"found {number_of(len(rows), 'image')} of {len({row.label for row in rows})} classes in {path}")
-    if cut:
-        say(f"boxes: {number_of(len(cut), 'image')} cut out in {cut_out}")
+    if boxed:
+        say(f"boxes: {number_of(len(boxed), 'image')} cut out in {cut_out}")
     say_lists("", lists, paths, name, table)
 
 
