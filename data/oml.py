@@ -214,7 +214,8 @@ def _cut(path, row, folder):
     if max(x_2 - x_1, y_2 - y_1) > MOST_SIDE:
         raise UserError(f"{place}: the box is {x_2 - x_1} x {y_2 - y_1}, and a JPEG at most {MOST_SIDE} each way")
     part = cv2.cvtColor(picture[y_1:y_2, x_1:x_2], cv2.COLOR_RGB2BGR)
-    _, data = cv2.imencode(".jpg", part, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    colours = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]  # none of them subsampled
+    _, data = cv2.imencode(".jpg", part, [cv2.IMWRITE_JPEG_QUALITY, QUALITY, *colours])
     with open(os.path.join(folder, crop_name(row)), "wb") as file:
         file.write(data.tobytes())
 
