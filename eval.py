@@ -28,7 +28,7 @@ import models
 import reader
 import utility
 import weights
-from retrieval import engine, extraction, features, figures, metrics, refine, report
+from retrieval import engine, extraction, features, figures, metrics, protocols, refine, report
 from runtime import parallel, process
 from training.run import Run
 from utility import UserError, boolean, number
@@ -40,6 +40,10 @@ def build_parser():
     add = parser.add_argument_group("evaluation").add_argument
     add("--batch_size", type=number(int, low=1), help="images at once; changes no figure (default: 32; on a GPU 128)")
     add("--recall_at", type=utility.comma_separated(number(int, low=1)), default=[1, 2, 4, 8], help="the k of recall@k")
+    add("--protocol", choices=tuple(protocols.PROTOCOLS), default=None,
+        help="measure as the field does on CUB, Cars (both recall@1,2,4,8), SOP (1,10,100,1000) or In-shop "
+        "(1,10,20,30, in a gallery: --gallery_list, or <name>_gallery.txt beside <name>_query.txt); a typed "
+        "--recall_at counts")
     add("--gallery_list", default="", help="search in this list rather than in --val_list itself")
     add("--exclude_self", type=boolean, default=True,
         help="with --gallery_list, leave a query's own picture (the same file) out of what it can find")
@@ -59,14 +63,15 @@ def build_parser():
     models.add_model_arguments(parser)
     weights.add_weight_arguments(parser)
     engine.add_engine_arguments(parser)
-    utility.start_here(parser, ("val_list", "gallery_list", "pretrained_model", "recall_at", "output_json", "report"))
+    first = ("val_list", "gallery_list", "pretrained_model", "protocol", "recall_at", "output_json", "report")
+    utility.start_here(parser, first)
     return parser
 
 
 def main():
     parser = build_parser()
     args, typed = utility.parse_typed(parser)
-    args = argparse.Namespace(**extraction.lists_of_run(vars(args), typed))
+    args = argparse.Namespace(**protocols.follow(extraction.lists_of_run(vars(args), typed), typed))
     utility.note_idle(idle_flags(vars(args)), typed)
     process.join_early(args.use_gpu, args.seed)
     query = reader.read_list(args.val_list, args.data_dir)
@@ -100,12 +105,19 @@ def main():
     reader.report_bad_images(gallery, found_gallery.bad if gallery else [])
     found, found_gallery = (refine.whitened(some, whitening) for some in (found, found_gallery))
     search = searched(query, found, gallery, found_gallery, args.exclude_self)
-    measured = figures.measure(search, args.recall_at, more, every_pair=bool(args.report))
+    measured = figures.measure(search, args.recall_at, more, in_place=True, every_pair=bool(args.report))
     how = opened.refined or refine.in_words(refinement, whitening)
-    result = {**head.result(), **measured.figures, "seconds": round(time.time() - start, 2)}
-    result.update({"dimension": found.features.shape[1], **({"refined": how} if how else {})})
+    result = {
+        **protocols.in_words(args.protocol), **head.result(), **measured.figures,
+        "seconds": round(time.time() - start, 2), "dimension": found.features.shape[1],
+        **({"refined": how} if how else {}),
+    }  # fmt: skip
     lines = figures.lines(measured, how)
-    print_figures(result, how, lines, metrics.remarks(found.features, search.labels, result, search.gallery_labels))
+    remarks = [
+        *protocols.remarks(args.protocol, args.recall_at, query, gallery),
+        *metrics.remarks(found.features, search.labels, result, search.gallery_labels),
+    ]
+    print_figures(result, how, lines, remarks)
     if args.output_json:
         flags = {"args": vars(args), "trained_with": extraction.flags_of_run(args.pretrained_model)}
         write_figures(args.output_json, {**result, **record(measured, query, found, gallery, found_gallery), **flags})
@@ -132,7 +144,7 @@ def note_choice(opened, query):
 
 
 def print_figures(result, how, lines, remarks):
-    """Prints figures {name: value}, the lines of figures.lines, and metrics.remarks. `how`: refine.in_words."""
+    """Prints figures {name: value}, the lines of figures.lines, and remarks. `how`: refine.in_words."""
     for name, value in result.items():
         figure = f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
         print(figure + (f" ({how})" if how and name.startswith(REFINED) else ""))

@@ -42,6 +42,9 @@ Batch = collections.namedtuple("Batch", "image label index bad", defaults=[()])
 
 VAL_LIST = "data/CUB200_val.txt"  # where nobody names one
 MOST_LINE = 2**16  # characters of a line in a list
+# `<path> <label> <id>`, as PaddleClas has it: the id is of the image or, for vehicles, the camera.
+THIRD = re.compile(r"(.*\S)(\s+[+-]?[0-9]+)\s+[0-9]+(\|[0-9]+)?")
+MOST_ASKED = 100  # lines that are looked at for whether a list is one with such ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Reading:
 def read_list(path, data_dir=None, need_labels=True):
     """Reads a list file: on each line a path, white space, and an integer label. Paths may contain spaces.
 
+    PaddleClas' third column, an id behind the label, is passed over where `_has_ids` finds one.
+
     Args:
         data_dir: put before relative paths; None: the list file's own folder.
         need_labels: False also takes a list of paths alone; its labels are None.
@@ -88,6 +93,10 @@ def read_list(path, data_dir=None, need_labels=True):
         raise UserError(f"{path}: the list is empty")
     folder = os.path.dirname(path) if data_dir is None else data_dir
     lines, rows = [line for line, _ in rows], [row for _, row in rows]
+    if _has_ids(rows, folder):
+        rows = [_without_id(path, line, row) for line, row in zip(lines, rows)]
+        if parallel.is_first():
+            print(f"note: {plain(path, 1000)}: the third column, of image or camera numbers, is passed over")
     labels = None
     if need_labels or _is_labelled(rows, folder):
         fields = [_parse(path, line, row) for line, row in zip(lines, rows)]
@@ -109,6 +118,38 @@ def check_text(path):
     for begin, what in ((b"PK\3\4", "an .npz or another zip archive"), (b"\x80", "a pickle, such as .pdparams")):
         if start.startswith(begin):
             raise UserError(f"{path}: {what}, not a list file: a list has '<path> <label>' on each line")
+
+
+def _has_ids(rows, folder):
+    """Whether the lines of a list are `<path> <label> <id>` rather than `<path> <label>` with a path that ends in a
+    number.
+
+    The first line says it whose image is there under one of these readings; if under both, it has no id. Where no image
+    is there, the suffix of the first path does: `a.jpg 1 2` has an id, `a 1 2` has none. `3|1` is an id and no label.
+    """
+    if not THIRD.fullmatch(rows[0]):
+        return False
+    for row in rows[:MOST_ASKED]:
+        found = THIRD.fullmatch(row)
+        if not found:
+            continue
+        path, label, camera = found.groups()
+        others = (row,) if camera else (row, path + label)
+        if any(os.path.isfile(os.path.join(folder, name)) for name in others):
+            return False
+        if camera or os.path.isfile(os.path.join(folder, path)):
+            return True
+    path, _, _ = THIRD.fullmatch(rows[0]).groups()
+    return path.lower().endswith(pictures.SUFFIXES)
+
+
+def _without_id(path, line, row):
+    """A row of a list without its third column. Raises: UserError naming file and line where it has none."""
+    found = THIRD.fullmatch(row)
+    if not found:
+        what = f"expected '<path> <label> <id>' as on the first line, found '{plain(row)}'"
+        raise UserError(f"{path}:{line}: {what}")
+    return found[1] + found[2]
 
 
 def _is_labelled(rows, folder):

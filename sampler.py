@@ -1,8 +1,12 @@
 """Which pictures make a batch: index arrays, drawn from seed and epoch alone."""
 
+import heapq
+
 import numpy as np
 
 from utility import UserError
+
+MOST_TRIED = 100  # classes that are looked at for one that suits what is left of a batch
 
 
 def class_balanced_batches(labels, batch_size, samples_each_class, seed, epoch, num_batches):
@@ -21,8 +25,7 @@ def class_balanced_batches(labels, batch_size, samples_each_class, seed, epoch, 
     k = samples_each_class
     check_balance(len(np.unique(labels)), batch_size, k)
     rng = np.random.default_rng([seed, epoch])
-    order = np.argsort(labels, kind="stable")
-    members = np.split(order, np.unique(labels[order], return_index=True)[1][1:])
+    members = images_of_classes(labels)
     queues = [[] for _ in members]
 
     def refill(c):
@@ -54,6 +57,15 @@ def class_balanced_batches(labels, batch_size, samples_each_class, seed, epoch, 
 def check_balance(num_classes, batch_size, samples_each_class):
     """Raises a UserError where batches of K images of batch_size/K classes can't be made."""
     k = samples_each_class
+    _check_batch(num_classes, batch_size, k)
+    if num_classes < batch_size // k:
+        raise UserError(
+            f"a batch of {batch_size} with --samples_each_class={k} needs {batch_size // k} classes, the list has "
+            f"{num_classes}: take --train_batch_size={num_classes * k} or less, or a larger --samples_each_class"
+        )
+
+
+def _check_batch(num_classes, batch_size, k):
     if batch_size % k:
         nearest = max(k, round(batch_size / k) * k)
         raise UserError(
@@ -63,11 +75,140 @@ def check_balance(num_classes, batch_size, samples_each_class):
         raise UserError("the list has one class: a metric loss needs images of at least two")
     if batch_size == k:
         raise UserError(f"a batch of {batch_size} with --samples_each_class={k} has one class: it takes at least two")
-    if num_classes < batch_size // k:
+
+
+def images_of_classes(labels):
+    """[int64 array of the positions of a class's images], in the order of the labels."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.unique(labels[order], return_index=True)[1][1:])
+
+
+# ---------------------------------------------------------------- classes of few images
+
+
+def filled_batches(labels, batch_size, samples_each_class, seed, epoch, num_batches):
+    """Yields `num_batches` index arrays [batch_size] without an image twice: 2 to K images of each class that is in it.
+
+    A class of fewer than K images gives all of them; one of more is cut into parts as alike as can be, of 5 images by
+    K = 4 into 3 and 2. As many classes come as fill the batch. Where that can't be done in twos or more, the last class
+    gives one image. Classes of one image are left out: there is nothing that it could be drawn to.
+
+    Every class's images come in its own shuffling, one shuffling after the other, and at any time all classes are as
+    far in theirs, but for a batch or two: over an epoch every image comes about once.
+
+    Args:
+        labels: int64 [N].
+        samples_each_class: K; must divide batch_size.
+        seed, epoch: all that the draw depends on.
+
+    Raises: UserError for an impossible combination.
+    """
+    members = images_of_classes(labels)
+    check_filling(np.array([len(images) for images in members]), batch_size, samples_each_class)
+    rng = np.random.default_rng([seed, epoch])
+    decks = [_Deck(images, samples_each_class, rng) for images in members if len(images) > 1]
+    queue = [(deck.due(), number) for number, deck in enumerate(decks)]
+    heapq.heapify(queue)
+    most = sum(deck.most for deck in decks)
+    for _ in range(num_batches):
+        batch, used = [], []
+        left, there = batch_size, most  # images that the batch still needs, and that the decks in the queue can give
+        while left:
+            number, size = _next_deck(queue, decks, left, there)
+            batch.append(decks[number].take(size))
+            used.append(number)
+            left, there = left - size, there - decks[number].most
+        for number in used:
+            heapq.heappush(queue, (decks[number].due(), number))
+        yield np.concatenate(batch)
+
+
+def _next_deck(queue, decks, left, there):
+    """Takes the number of a deck off the queue; -> that, and how many images it gives, so that not one is left.
+
+    Args:
+        left: images that the batch still needs; there: that the decks in the queue can give.
+    """
+    tried = []
+    while queue and len(tried) < MOST_TRIED:
+        tried.append(heapq.heappop(queue))
+        if left - decks[tried[-1][1]].size(left, there) != 1:
+            chosen = tried.pop()
+            break
+    else:
+        chosen = tried.pop(0)
+    for item in tried:
+        heapq.heappush(queue, item)
+    return chosen[1], decks[chosen[1]].size(left, there)
+
+
+class _Deck:
+    """The images of a class, shuffled again whenever they have all come.
+
+    Args:
+        images: int64 [n], two or more; most: images that it gives to a batch.
+    """
+
+    def __init__(self, images, most, rng):
+        self.images, self.most, self.rng = images, min(most, len(images)), rng
+        self.waiting = rng.permutation(images)
+        self.taken = 0
+
+    def part(self):
+        """How many images it would give: what waits, in parts as alike as can be; with the next shuffling for one."""
+        waiting = len(self.waiting)
+        waiting += len(self.images) if waiting < 2 else 0
+        parts = -(-waiting // self.most)
+        return -(-waiting // parts)
+
+    def size(self, left, there):
+        """How many it gives where a batch still needs `left`, and it and the other decks can give `there`.
+
+        More than its part where the others would not suffice; one fewer, or more, if that keeps one from being left.
+        """
+        size = max(min(self.part(), left), left - (there - self.most))
+        if left - size != 1:
+            return size
+        return size - 1 if size > 2 else min(left, self.most)
+
+    def due(self):
+        """When it is to come next, 1 for each shuffling: drawn at random from the time in which it has to."""
+        return (self.taken + self.rng.random() * self.part()) / len(self.images)
+
+    def take(self, count):
+        """The next images, int64 [count], no two the same."""
+        if count > len(self.waiting):
+            fresh = self.rng.permutation(self.images)
+            again = np.isin(fresh, self.waiting)
+            self.waiting = np.concatenate([self.waiting, fresh[~again], fresh[again]])
+        taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        self.taken += count
+        return taken
+
+
+def check_filling(sizes, batch_size, samples_each_class):
+    """Raises a UserError where `filled_batches` can't be made of classes of these sizes, int [C]."""
+    k, most = samples_each_class, images_to_fill(sizes, samples_each_class)
+    _check_batch(len(sizes), batch_size, k)
+    if (sizes > 1).sum() < 2:
         raise UserError(
-            f"a batch of {batch_size} with --samples_each_class={k} needs {batch_size // k} classes, the list has "
-            f"{num_classes}: take --train_batch_size={num_classes * k} or less, or a larger --samples_each_class"
+            "fewer than two classes have two images or more: --small_classes=repeat draws an image of a class again, "
+            "cut in another way"
         )
+    if most < batch_size:
+        fits = most // k * k
+        way = f"take --train_batch_size={fits} or less" if fits > k else "take a smaller --samples_each_class"
+        raise UserError(
+            f"a batch of {batch_size} with --samples_each_class={k}: the classes have {most} images for it: {way}"
+        )
+
+
+def images_to_fill(sizes, samples_each_class):
+    """The most images that a batch of `filled_batches` can have."""
+    return int(np.minimum(sizes[sizes > 1], samples_each_class).sum())
+
+
+# ---------------------------------------------------------------- whatever their classes
 
 
 def shuffled_batches(count, batch_size, seed, epoch, num_batches):

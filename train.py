@@ -261,14 +261,15 @@ def evaluate(job, epoch, log):
     if found is None:
         return None
     reader.report_bad_images(val, found.bad)
-    result = metrics.retrieval_metrics(found.features, val.labels[found.index], recall_at=(1, 2, 4, 8), full=False)
+    labels = val.labels[found.index]
+    result = metrics.retrieval_metrics(found.features, labels, recall_at=(1, 2, 4, 8), full=False, in_place=True)
     log.evaluation = seconds = time.time() - begun
     bad = reader.list_bad_images(val, found.bad)
     job.run.log({"epoch": epoch, "eval": result, "sec": seconds, **bad})
     recalls = ", ".join(f"recall@{k} {result[f'recall@{k}']:.4f}" for k in (1, 2, 4, 8))
     count, classes = len(found.index), len(np.unique(val.labels))
     print(f"Pass {epoch}, {recalls}, {count} images of {classes} classes, time {seconds:.2f} sec")
-    for remark in metrics.remarks(found.features, val.labels[found.index], result):
+    for remark in metrics.remarks(found.features, labels, result):
         print(f"note: {remark}")
     return result["recall@1"]
 

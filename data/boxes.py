@@ -113,12 +113,18 @@ def write_crop(source, target, box, crop, size):
     if size and (image.shape[1], image.shape[0]) != size:
         found = f"{image.shape[1]} x {image.shape[0]} pixels"
         raise BadImage(f"{found}, but the boxes are those of pictures of {size[0]} x {size[1]}")
-    flags = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(cut(image, box, crop), cv2.COLOR_RGB2BGR), flags)
-    if not done:
-        raise BadImage("its crop can't be written as a JPEG")
+    data = jpeg(cut(image, box, crop))
     with files.atomic_write(target, "wb") as file:
         file.write(data)
+
+
+def jpeg(image):
+    """A picture, uint8 [H, W, 3], as the bytes of a JPEG of quality 95 without subsampled colours. Raises: BadImage."""
+    flags = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), flags)
+    if not done:
+        raise BadImage("its crop can't be written as a JPEG")
+    return data.tobytes()
 
 
 # ---------------------------------------------------------------- all of them

@@ -30,8 +30,8 @@ import sys
 
 import download
 import files
+import listing
 import matlab
-import split
 import unpack
 import utility
 from utility import UserError, say
@@ -96,7 +96,7 @@ def train_rows(root, label):
         names = sorted(name for name in os.listdir(os.path.join(folder, wnid)) if not name.startswith("."))
         for name in names:
             path = f"train/{wnid}/{name}"
-            if not split.fits_a_list(path):
+            if not listing.fits_a_list(path):
                 raise UserError(f"{os.path.join(root, path)!r}: a list cannot hold this name: rename it")
             rows.append(f"{path} {label[wnid]}\n")
     return rows
@@ -133,7 +133,7 @@ def write_lists(devkit, root, expected):
     label = {wnid: rank for rank, wnid in enumerate(sorted(classes.values()))}
     train, val = train_rows(root, label), val_rows(root, [label[classes[identity]] for identity in truth])
     lists = {os.path.join(root, "train_list.txt"): train, os.path.join(root, "val_list.txt"): val}
-    split.write_lists({path: "".join(rows) for path, rows in lists.items()})
+    listing.write_lists({path: "".join(rows) for path, rows in lists.items()})
     for path, rows in lists.items():
         say(f"{path}: {len(rows)} images, labels 0-{len(label) - 1}")
     if len(classes) == 1000 and len(train) != 1281167:

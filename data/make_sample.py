@@ -30,7 +30,10 @@ packages.check(("numpy", "cv2"))
 import cv2
 import numpy as np
 
-from split import Division, UserError, files, process, say, split
+import files
+from runtime import process
+from split import Division, split
+from utility import UserError, say
 
 MARK = "sample.json"  # says that a folder is a sample, and which files in it are ours
 MOST_MARK = 1 << 20  # bytes; that of 200 species has 60,000

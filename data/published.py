@@ -15,6 +15,7 @@ from typing import Callable, Optional
 
 import download
 import files
+import listing
 import pictures
 import split
 import unpack
@@ -314,13 +315,13 @@ def check_counts(folder, data_set, listed, any_counts):
 
 
 def as_classes(rows, names, prefix):
-    """A list of split.Class, sorted by label, of rows (path, label). Raises: UserError for what a list can't hold."""
+    """A list of listing.Class, sorted by label, of rows (path, label). Raises: UserError for what a list can't hold."""
     members = collections.defaultdict(list)
     for path, label in rows:
-        if not split.as_listed(os.path.join(prefix, path)):
+        if not listing.as_listed(os.path.join(prefix, path)):
             raise UserError(f"{os.path.join(prefix, path)!r}: a list cannot hold this path: rename it")
         members[label].append(path)
-    return [split.Class(label, names[label], prefix, sorted(members[label])) for label in sorted(members)]
+    return [listing.Class(label, names[label], prefix, sorted(members[label])) for label in sorted(members)]
 
 
 def write(folder, found, data_set, output_dir, any_counts, crop):
@@ -345,13 +346,14 @@ def write(folder, found, data_set, output_dir, any_counts, crop):
         home, listed = boxes.cut_all(crop, folder, found, listed, output_dir)
         prefix = f"{prefix}_{os.path.basename(home)}"
     lists = {
-        part: as_classes(rows, found.names, split.list_prefix(home, output_dir, False)) for part, rows in listed.items()
+        part: as_classes(rows, found.names, listing.list_prefix(home, output_dir, False))
+        for part, rows in listed.items()
     }
     paths = {part: os.path.join(output_dir, f"{prefix}_{part}.txt") for part in (*lists, "classes")}
-    texts = {paths[part]: split.list_text(members) for part, members in lists.items()}
+    texts = {paths[part]: listing.list_text(members) for part, members in lists.items()}
     used = {one.label: one.name for members in lists.values() for one in members}
     texts[paths["classes"]] = "".join(f"{label} {class_name(used[label])}\n" for label in sorted(used))
-    split.write_lists(texts)
+    listing.write_lists(texts)
     for part, members in lists.items():
         say(f"{part}: {split.summary(members)} in {paths[part]}")
     say(f"labels and names: {paths['classes']}")
@@ -360,7 +362,7 @@ def write(folder, found, data_set, output_dir, any_counts, crop):
 
 def class_name(name):
     """The name of a class as a line can hold it. Raises: UserError."""
-    listed = split.folder_as_listed(name)
+    listed = listing.folder_as_listed(name)
     if not listed:
         raise UserError(f"{name!r}: no name of a class that a list can hold")
     return listed

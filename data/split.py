@@ -5,6 +5,7 @@
     python data/split.py ~/shoes --train_classes=0.8     any collection with one folder a class, at any depth
     python data/split.py ~/shoes                         where shoes/ has train/ and test/: a list of each
     python data/split.py ~/shoes/test --train_classes=all       everything in one list
+    python data/split.py ~/shoes/df.csv                  a table of Open Metric Learning: oml.py says what is in it
 
 It writes <name>_train.txt and <name>_val.txt, a line `<path> <label>` for each image, and <name>_classes.txt, a line
 `<label> <folder>` for each class. The name is CUB200 for CUB, else that of the folder: shoes_train.txt. A path is
@@ -13,10 +14,6 @@ are those that hold images, are numbered 1, 2, ... in sorted order.
 """
 
 import argparse
-import collections
-import contextlib
-import dataclasses
-import hashlib
 import math
 import os
 import re
@@ -26,12 +23,15 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 import files
+import oml
 import pictures
+from division import ALL, Division
+from listing import Class, as_listed, folder_as_listed, list_prefix, list_text, write_lists
 from runtime import process
-from utility import UserError, number_of, parse_row, plain, say
+from utility import UserError, number_of, plain, say
 
 # Lists of an earlier run, which may lie among the pictures.
-OWN_LISTS = re.compile(r".+_(train|val|test|fit|holdout|classes)\.txt(\.kept\d+)?")
+OWN_LISTS = re.compile(r".+_(train|val|test|fit|holdout|query|gallery|classes)\.txt(\.kept\d+)?")
 EDITIONS = {6033: "CUB-200 (2010)", 11788: "CUB-200-2011"}
 # What the folders of a collection that is split already are called: {name: the list that it becomes}.
 PARTS = {
@@ -40,68 +40,6 @@ PARTS = {
     **dict.fromkeys(("test", "testing"), "test"),
     **dict.fromkeys(("query", "gallery"), ""),  # named, but of two such lists none can be the one to validate on
 }
-ALL = "--train_classes=all lists it whole"
-
-# label: int; name: of its folder, relative to that of all classes; folder: as a list in output_dir has it; images:
-# names of the files in it, sorted.
-Class = collections.namedtuple("Class", "label name folder images")
-
-
-# ---------------------------------------------------------------- what a list can hold
-
-
-def fits_a_list(path):
-    """Whether a line `<path> <label>` gives the path back, wherever in a list it stands and whoever reads it.
-
-    That takes a path without white space at its ends, without any character that some reader ends a line at, and with
-    no first bytes that would mark a file as UTF-8 or UTF-16.
-    """
-    row = f"{path} 0"
-    try:
-        content = encode(row)
-        read = content.decode("utf-8-sig", "surrogateescape")
-    except UnicodeError:  # half a character of UTF-16
-        return False
-    utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-    return not utf_16 and read.splitlines() == [read] and parse_row(read) == [path, "0"]
-
-
-def as_listed(path):
-    """The path as a list can hold it: with ./ before a first character that readers would strip; None where it can't
-    be held."""
-    return next((form for form in (path, os.path.join(os.curdir, path)) if fits_a_list(form)), None)
-
-
-def encode(text):
-    """Text as the lists hold it: in UTF-8, with those bytes of names that are none."""
-    return text.encode("utf-8", "surrogateescape")
-
-
-def write_lists(texts):
-    """Writes dict path -> text, all or none; an existing file with another text is kept. Raises: UserError."""
-    texts = {path: encode(text) for path, text in texts.items()}
-    texts = {path: text for path, text in texts.items() if not files.holds(path, text)}
-    kept = {}  # said in the end, for a reader of our output that has gone is no mistake of a list
-    with contextlib.ExitStack() as stack:  # at whose end all get their names
-        for path, text in texts.items():
-            files.check_output(path, os.path.exists, "a list")
-            stack.enter_context(files.atomic_write(path, "wb")).write(text)
-        for path in texts:
-            if os.path.lexists(path):
-                kept[path] = files.free_name(path)
-                os.rename(path, kept[path])
-    for path, name in kept.items():
-        say(f"note: {path} was in the way and is kept: it is now {name}")
-
-
-def list_prefix(folder, output_dir, absolute):
-    """What stands before `<class>/<image>` in a list that lies in output_dir."""
-    if absolute:
-        return os.path.abspath(folder)
-    prefix = os.path.relpath(folder, output_dir)
-    if prefix.startswith(os.pardir):  # `..` leads elsewhere from a folder that is a link: resolve links first
-        prefix = os.path.relpath(os.path.realpath(folder), os.path.realpath(output_dir))
-    return "" if prefix == os.curdir else prefix
 
 
 # ---------------------------------------------------------------- what is found
@@ -259,107 +197,20 @@ def name_of(root, classes):
     return name[:60].strip("._-") or "images"
 
 
-# ---------------------------------------------------------------- which of it is in which list
-
-
-@dataclasses.dataclass(frozen=True)
-class Division:
-    """What goes into which list, in the flags' words."""
-
-    train_classes: str = None
-    holdout: float = None
-    within_classes: float = None
-    seed: int = None
-
-    def check(self, parts):
-        """Raises a UserError where the flags, or those and the folders, say two things."""
-        some = self.train_classes not in (None, "all")
-        if parts and (some or self.within_classes is not None):
-            flag = f"--train_classes={self.train_classes}" if some else "--within_classes"
-            where = " and ".join(parts.values())
-            raise UserError(f"{flag}: {where} say already what trains: name one of them to split its classes")
-        if self.within_classes is not None:
-            if some or self.holdout is not None:
-                raise UserError("--within_classes splits all classes: no --train_classes or --holdout beside it")
-            if not 0 < self.within_classes < 1:
-                raise UserError(f"--within_classes={self.within_classes:g}: a share, such as 0.2, was expected")
-
-    def divide(self, classes):
-        """{list: its classes} of all classes. Raises: UserError."""
-        if self.within_classes is not None:
-            pairs = [self.halves(one) for one in classes]
-            return {"train": [kept for kept, _ in pairs], "val": [taken for _, taken in pairs if taken.images]}
-        drawn = self.draw(classes, lambda one: one.name)
-        count = count_of(self.train_classes, len(classes))
-        return self.hold_out({"train": drawn[:count], "val": drawn[count:]})
-
-    def hold_out(self, lists):
-        """Adds fit and holdout, the training classes in two, where that is asked for; -> the lists, sorted."""
-        if self.holdout is not None:
-            drawn = self.draw(lists["train"], lambda one: one.name)
-            fit = len(drawn) - holdout_count(self.holdout, len(drawn))
-            lists = {**lists, "fit": drawn[:fit], "holdout": drawn[fit:]}
-        return {part: sorted(classes, key=lambda one: one.label) for part, classes in lists.items() if classes}
-
-    def halves(self, one):
-        """-> the Class without the share of its images that is for val, and that share: at least one stays in each."""
-        images = self.draw(one.images, lambda image: f"{one.name}/{image}")
-        count = min(max(1, math.floor(self.within_classes * len(images) + 0.5)), len(images) - 1)
-        taken = set(images[len(images) - count :])
-        kept = [image for image in one.images if image not in taken]
-        return one._replace(images=kept), one._replace(images=[image for image in one.images if image in taken])
-
-    def draw(self, items, name):
-        """The items in an order drawn from the seed and their names, alike everywhere; as they are without a seed."""
-        if self.seed is None:
-            return list(items)
-        return sorted(items, key=lambda item: hashlib.sha256(encode(f"{self.seed}/{name(item)}")).digest())
-
-
-def count_of(text, total):
-    """How many of the classes train. `text`: a count, a fraction such as 0.5, "all", or None. Raises: UserError."""
-    if text == "all":
-        return total
-    if total < 2:
-        raise UserError(f"{total} class folder, at least 2 are needed: one to train, one to test on ({ALL})")
-    if text is None:
-        return max(total // 2, min(2, total - 1))  # two where there are three: of one class nothing is learned
-    try:
-        count = math.floor(float(text) * total + 0.5) if "." in text else int(text)
-    except (ValueError, OverflowError):
-        raise UserError(
-            f"--train_classes={text}: expected a count of classes, a fraction such as 0.5, or all"
-        ) from None
-    if not 1 <= count < total:
-        raise UserError(
-            f"--train_classes={text}: {count} of the {total} classes would train: it must be 1 to {total - 1}, so that "
-            "some train and some are left to test on, or all"
-        )
-    return count
-
-
-def holdout_count(share, count):
-    """How many of `count` training classes a share holds out. Raises: UserError where that leaves too few."""
-    held = math.floor(share * count + 0.5) if 0 < share < 1 else 0
-    if not 1 <= held < count:
-        raise UserError(f"--holdout={share:g}: {held} of the {count} training classes: it must be 1 to {count - 1}")
-    return held
-
-
 # ---------------------------------------------------------------- the whole
 
 
-def split(root, output_dir, name, division, absolute=False):
+def split(root, output_dir, name, division, absolute=False, table=None):
     """Writes the lists and the class names, prints what was found.
 
     Args:
         name: how the lists' names begin; None to have it found (see `name_of`).
         division: Division.
+        table: also write the split as a CSV of this name (see oml.py), or None.
 
     Raises: UserError, OSError
     """
-    if name is not None and os.path.basename(name) != name:
-        raise UserError(f"--name={name}: it must not name a folder: that is --output_dir")
+    check_name(name)
     folder, left_out = find_images_folder(root), pictures.LeftOut(expected=OWN_LISTS)
     parts = part_folders(folder)
     division.check(parts)
@@ -373,31 +224,100 @@ def split(root, output_dir, name, division, absolute=False):
     classes = [one for members in lists.values() for one in members]
     lists = division.hold_out(lists) if parts else division.divide(classes)
     name = name_of(root, classes) if name is None else name
-    paths = {part: os.path.join(output_dir, f"{name}_{part}.txt") for part in (*lists, "classes")}
+    paths = list_paths(output_dir, name, (*lists, "classes"))
     texts = {paths[part]: list_text(members) for part, members in lists.items()}
     texts[paths["classes"]] = "".join(f"{label[one]} {folder_as_listed(one)}\n" for one in sorted(label, key=label.get))
-    write_lists(texts)
+    write_lists({**texts, **table_of(lists, output_dir, table)})
 
     report(folder, parts, classes, len(label))
     left_out.report()
+    say_lists(folder, lists, paths, name, table)
+
+
+def split_table(path, output_dir, name, division, absolute=False, table=None):
+    """Writes the lists that a CSV of Open Metric Learning (see oml.py) describes, and cuts out its boxes.
+
+    Arguments and errors as of `split`; the CSV says itself what trains.
+    """
+    check_name(name)
+    if division.train_classes is not None or division.within_classes is not None:
+        raise UserError(f"{path} says itself what trains: no --train_classes or --within_classes beside it")
+    if table is not None and os.path.realpath(table) == os.path.realpath(path):
+        raise UserError(f"--csv={table}: that is what is read: give another name")
+    rows, folder = oml.read(path), os.path.dirname(path) or os.curdir
+    name = name_of(os.path.splitext(path)[0], []) if name is None else name
+    prefix, cut_out = list_prefix(folder, output_dir, absolute), os.path.join(output_dir, f"{name}_crops")
+    listed = {row.line: as_listed(os.path.join(prefix, row.path)) for row in rows}
+    if not all(listed.values()):
+        raise UserError(f"{folder!r}: a list cannot hold this path: {prefix!r}: rename its folders")
+    prefix, boxed = list_prefix(cut_out, output_dir, absolute), [row for row in rows if row.box]
+    listed.update((row.line, os.path.join(prefix, oml.crop_name(row))) for row in boxed)
+
+    validation = [row for row in rows if row.query or row.gallery]
+    parts = {"train": [row for row in rows if not (row.query or row.gallery)], "val": validation}
+    if not all(row.query and row.gallery for row in validation):
+        parts["query"] = [row for row in validation if row.query]
+        parts["gallery"] = [row for row in validation if row.gallery]
+    lists = division.hold_out({part: by_label(members, listed) for part, members in parts.items()})
+    paths = list_paths(output_dir, name, lists)
+    texts = {paths[part]: list_text(members) for part, members in lists.items()}
+    texts.update(table_of(lists, output_dir, table))
+    if boxed:
+        for output in texts:  # before the work
+            files.check_output(output, os.path.exists, "a list")
+        oml.crop(path, boxed, cut_out)
+    write_lists(texts)
+
+    say(f"found {number_of(len(rows), 'image')} of {len({row.label for row in rows})} classes in {path}")
+    if boxed:
+        say(f"boxes: {number_of(len(boxed), 'image')} cut out in {cut_out}")
+    say_lists("", lists, paths, name, table)
+
+
+def check_name(name):
+    """Raises a UserError where --name is no name of a file."""
+    if name is not None and os.path.basename(name) != name:
+        raise UserError(f"--name={name}: it must not name a folder: that is --output_dir")
+
+
+def list_paths(output_dir, name, parts):
+    """{part: the path of its list}."""
+    return {part: os.path.join(output_dir, f"{name}_{part}.txt") for part in parts}
+
+
+def by_label(rows, listed):
+    """list of Class, of oml.Rows. `listed`: {line: path in a list}."""
+    found = {}
+    for row in rows:
+        found.setdefault(row.label, []).append(listed[row.line])
+    return [Class(label, f"label {label}", "", images) for label, images in sorted(found.items())]
+
+
+def table_of(lists, output_dir, table):
+    """{table: its text}, the CSV of the lists; {} where none is wanted."""
+    if table is None:
+        return {}
+    prefix = list_prefix(output_dir, os.path.dirname(table) or os.curdir, False)
+    rows = {
+        part: [(os.path.join(prefix, one.folder, image), one.label) for one in members for image in one.images]
+        for part, members in lists.items()
+    }
+    return {table: oml.text_of(rows)}
+
+
+def say_lists(folder, lists, paths, name, table):
+    """Says what was written, what looks like a mistake, and what to type next."""
     for part, members in lists.items():
         say(f"{part}: {summary(members)} in {paths[part]}")
-    say(f"labels and folders: {paths['classes']}")
+    if "classes" in paths:
+        say(f"labels and folders: {paths['classes']}")
+    if table is not None:
+        left = " (test is left out: such a table has none)" if "test" in lists else ""
+        say(f"as a table of Open Metric Learning: {table}{left}")
     warn(folder, lists)
     command = next_command(lists, paths, name)
     if command:
         say("next: " + shlex.join(command))
-
-
-def list_text(classes):
-    """The lines of a list with the images of these classes."""
-    rows = [(as_listed(os.path.join(one.folder, image)), one.label) for one in classes for image in one.images]
-    return "".join(f"{path} {label}\n" for path, label in rows)
-
-
-def folder_as_listed(name):
-    """`as_listed` for a folder, which may also end in white space; then it gets a / there."""
-    return as_listed(name) or as_listed(os.path.join(name, ""))
 
 
 def report(folder, parts, classes, count):
@@ -436,7 +356,7 @@ def warn(folder, lists):
         first = plain(os.path.join(folder, above[0]), 1000)
         what = f"class folders in {number_of(len(above), 'class folder')} are classes of their own (first: {first})"
         print(f"warning: {what}", file=sys.stderr)
-    if len(lists["train"]) == 1:
+    if len(lists.get("train", ())) == 1:
         what = "a metric loss needs images of at least two (--within_classes=0.2 trains on a part of each class)"
         print(f"warning: one class trains: {what}", file=sys.stderr)
     for part, what in (("train", "nothing of their own to be drawn to"), ("val", "nothing to find: each is a miss")):
@@ -452,7 +372,7 @@ def warn(folder, lists):
         train, val = (plain(", ".join(sorted(names)), 60) for names in above)
         print(f"note: all that train are of {train}, the others of {val}: --seed=1 draws at random", file=sys.stderr)
     val = {one.label for one in lists.get("val", ())}
-    seen = val & {one.label for one in lists["train"]}
+    seen = val & {one.label for one in lists.get("train", ())}
     if seen:
         what = f"{len(seen)} of its {len(val)} classes train: recall on it is not that on unseen classes"
         print(f"note: val: {what}", file=sys.stderr)
@@ -464,22 +384,33 @@ def next_command(lists, paths, name):
     None where no training is possible. A list of lone pictures is not validated on: each would be a miss.
     """
     train, val = ("fit", "holdout") if "fit" in lists else ("train", "val")
-    classes = lists[train]
+    classes = lists.get(train, ())
     if len(classes) < 2 or all(len(one.images) == 1 for one in classes):
         return None
     validates = any(len(one.images) > 1 for one in lists.get(val, ()))
-    k = 2 if sum(len(one.images) < 4 for one in classes) > len(classes) / 2 else 4
-    batch = k * min(len(classes), 20 // k)
+    batch, batch_flags = batch_for([len(one.images) for one in classes])
     steps = max(1, sum(len(one.images) for one in classes) // batch)
     return [
         *("python", os.path.relpath(os.path.join(ROOT, "train.py"))),
         f"--train_list={paths[train]}",
         f"--val_list={paths[val]}" if validates else "--eval_every=0",
         *("--model=ResNet50", "--pretrained_model=imagenet", "--lr=0.001", f"--train_batch_size={batch}"),
-        *([] if k == 4 else [f"--samples_each_class={k}"]),
+        *batch_flags,
         f"--num_epochs={min(60, max(5, math.ceil(3000 / steps)))}",  # some 3,000 steps
         f"--model_save_dir=output_{name}",
     ]
+
+
+def batch_for(sizes):
+    """-> (images of a batch, the flags of train.py for it), for classes with so many images."""
+    k = 2 if sum(size < 4 for size in sizes) > len(sizes) / 2 else 4
+    flags = [] if k == 4 else [f"--samples_each_class={k}"]
+    fits = len(sizes)
+    if min(sizes) < k:  # then further classes fill the batch, see sampler.filled_batches
+        fits = sum(min(size, k) for size in sizes if size > 1) // k
+        if fits < 2:
+            fits, flags = len(sizes), [*flags, "--small_classes=repeat"]
+    return k * min(fits, 20 // k), flags
 
 
 def bad_usage(message):
@@ -498,7 +429,7 @@ def main():
         help="the folder with images/<class>/*.jpg or CUB_200_2011/images/<class>/*.jpg in it, or the one that holds "
         "the class folders itself, or train/ and test/ with class folders (default: the script's own folder)",
     )
-    parser.add_argument("--output_dir", help="where the lists go (default: ROOT)")
+    parser.add_argument("--output_dir", help="where the lists go (default: ROOT, or the folder of the CSV)")
     parser.add_argument("--name", help="how the lists' names begin (default: CUB200 for CUB, else the name of ROOT)")
     parser.add_argument(
         "--train_classes",
@@ -527,10 +458,14 @@ def main():
         "same lists (default: the first ones train)",
     )
     parser.add_argument("--absolute", action="store_true", help="absolute paths: the lists may then be moved")
+    parser.add_argument("--csv", metavar="FILE", help="also write train and val as a CSV of Open Metric Learning")
     args = parser.parse_args()
-    output_dir = args.root if args.output_dir is None else args.output_dir
+    is_table = os.path.isfile(args.root)
+    folder = os.path.dirname(args.root) or os.curdir if is_table else args.root
+    output_dir = folder if args.output_dir is None else args.output_dir
     division = Division(args.train_classes, args.holdout, args.within_classes, args.seed)
-    split(args.root, output_dir, args.name, division, args.absolute)
+    write = split_table if is_table else split
+    write(args.root, output_dir, args.name, division, args.absolute, args.csv)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def without_effect(flags, typed):
     if loss.head or not (loss.lr_scale != 1 or loss.needs):
         idle += ["loss_lr_scale"]
     if not loss.balanced:
-        idle += ["samples_each_class"]
+        idle += ["samples_each_class", "small_classes"]
     if not flags["memory_size"]:
         idle += ["memory_start_epoch"]
     return [flag for flag in idle if flag in typed]
@@ -180,7 +180,7 @@ def add_loss_arguments(parser):
     add("--label_smoothing", type=number(float, low=0, high=1), default=0.0,
         help="share of the cross-entropy's target that is spread over all classes; 0.1 often pays")
     add("--samples_each_class", type=number(int, low=2), default=4,
-        help="images of each class in a batch of a metric loss; must divide the batch")
+        help="images of each class in a batch of a metric loss; must divide the batch (see --small_classes)")
     add("--loss_lr_scale", type=number(float, low=0),
         help="learning rate of what a loss learns itself, as a multiple of --lr (default: 100 for the proxies of "
         "proxyanchorloss, 10 for the boundary of marginloss)")

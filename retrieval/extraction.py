@@ -14,7 +14,7 @@ import models
 import reader
 import weights
 from models import Settings
-from retrieval import exported_run
+from retrieval import exported_run, protocols
 from runtime import parallel, process
 from utility import UserError, plain
 from weights.checkpoint import DESCRIPTION, path_of_run, read_description, resolve
@@ -99,6 +99,7 @@ def lists_of_run(flags, typed):
     Raises: UserError for weights that are none, where nothing says which list to look at.
     """
     path, flags = resolve(flags["pretrained_model"]), dict(flags)
+    otherwise = protocols.default_list(flags.get("protocol"), reader.VAL_LIST)
     if os.path.isfile(os.path.join(path, DESCRIPTION)):
         description = read_description(path, ("args", "settings"))
         names = {"train_list"} if typed & {"val_list", "data_dir"} else {"val_list", "train_list", "data_dir"}
@@ -109,9 +110,9 @@ def lists_of_run(flags, typed):
         if "train_list" not in typed and not os.path.isfile(flags["train_list"] or ""):
             flags["train_list"] = None
     named = path not in ("", "imagenet") and not exported_run.is_exported(path)
-    if named and not flags["val_list"] and not os.path.exists(reader.VAL_LIST):
+    if named and not flags["val_list"] and not os.path.exists(otherwise):
         weights.read_weights(path, flags["model"] or models.DEFAULT_MODEL, flags["weights"])
-    return {**flags, "val_list": flags["val_list"] or reader.VAL_LIST}
+    return {**flags, "val_list": flags["val_list"] or otherwise}
 
 
 def flags_of_run(pretrained_model):

@@ -66,16 +66,17 @@ def check_options(options, count):
     return options
 
 
-def measure(search, recall_at=(1, 2, 4, 8), options=None, every_pair=False):
+def measure(search, recall_at=(1, 2, 4, 8), options=None, in_place=False, every_pair=False):
     """Measured, of a Search.
 
     Args:
         recall_at: the k of recall@k; options: Options, or None.
+        in_place: the features are changed, as of metrics.retrieval_metrics.
         every_pair: whether `pairs` count all that are of different classes, as a histogram needs.
     """
     options = options or Options()
     pairs = metrics.Pairs(1 if every_pair else max(FALSE_ACCEPTS))
-    ranked = metrics.rank(*search, pairs=pairs)
+    ranked = metrics.rank(*search, pairs=pairs, in_place=in_place)
     figures = metrics.summarise(ranked, recall_at)
     figures.update(second_figures(search, recall_at, options))
     if options.nmi:
@@ -87,6 +88,8 @@ def measure(search, recall_at=(1, 2, 4, 8), options=None, every_pair=False):
 
 def second_figures(search, recall_at, options):
     """{"recall@k (k-reciprocal)": ...}: recall@k, MAP@R and mAP by neighbours that rerank.py finds."""
+    if not (options.rerank or options.query_expansion):
+        return {}
     every = np.arange(len(search.features))
     unit, gallery = metrics.unit(search.features, every), None
     if search.gallery_features is not None:

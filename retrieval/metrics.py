@@ -1,10 +1,12 @@
 """Exact retrieval metrics, computed in blocks: never more than a few rows of the similarity matrix at once."""
 
 import collections
+import concurrent.futures
 import math
 
 import numpy as np
 
+from runtime import parallel
 from utility import UserError
 
 # Cosines of float32 vectors carry errors of some 1e-7, and equal pictures must come out as equal: similarities closer
@@ -25,7 +27,7 @@ Ranked = collections.namedtuple(
 
 
 def retrieval_metrics(features, labels, recall_at=(1, 2, 4, 8), gallery_features=None, gallery_labels=None, full=True,
-                      own=None):  # fmt: skip
+                      own=None, in_place=False):  # fmt: skip
     """How well the nearest neighbours of each query, by cosine, share its class.
 
     Every image is a query against all others of the list (itself excluded by its index, so that duplicates of it are
@@ -39,6 +41,8 @@ def retrieval_metrics(features, labels, recall_at=(1, 2, 4, 8), gallery_features
         full: False leaves out MAP@R and R-precision, which need every positive's rank.
         own: for each query the gallery's indices that are its own picture, as a sequence of int arrays [0 or more]: no
             neighbours of it. None: the gallery has no picture of the queries.
+        in_place: features (float32, two arrays where there is a gallery) are brought to length 1 where they are, rather
+            than copied.
 
     Returns: a dict of
         "recall@k": share of queries with a positive among their k nearest neighbours;
@@ -49,32 +53,35 @@ def retrieval_metrics(features, labels, recall_at=(1, 2, 4, 8), gallery_features
 
     Raises: UserError for features that are NaN or infinite; ValueError where there are none, or as many labels not.
 
-    Memory beyond the features: one normalised float32 copy of them (two with a gallery) and about 150 MB.
+    Memory beyond the features: about 150 MB and, unless in_place, one normalised float32 copy of them (two with a
+    gallery).
     """
-    parts = _sort(features, labels, gallery_features, gallery_labels, own)
+    parts = _sort(features, labels, gallery_features, gallery_labels, own, in_place)
     if full or gallery_features is not None:
         ranked = _rank_rows(parts, "R" if full else "")
     else:
         positives, closer = parts.last - parts.first - 1, _count_closer(parts.query, parts.first, parts.last)
         ranked = Ranked(positives, closer, *[None] * 7)
+    _sort_back(parts, in_place)
     return summarise(ranked, recall_at, ("MAP@R", "R-precision") if full else ())
 
 
-def rank(features, labels, gallery_features=None, gallery_labels=None, own=None, pairs=None, similar=None):
+def rank(features, labels, gallery_features=None, gallery_labels=None, own=None, pairs=None, similar=None,
+         in_place=False):  # fmt: skip
     """Where each query's positives stand among its neighbours: Ranked.
 
     Args:
-        features, labels, gallery_features, gallery_labels, own: as of `retrieval_metrics`, whose rules and memory count
-            here, too.
+        features, labels, gallery_features, gallery_labels, own, in_place: as of `retrieval_metrics`, whose rules and
+            memory count here, too.
         pairs: Pairs that take in the similarities; None: they are not counted.
         similar: function(index) -> float32 [B, M], what goes in the place of the cosines of the queries of these
             indices with the gallery; None: the cosines.
     """
-    parts = _sort(features, labels, gallery_features, gallery_labels, own)
+    parts = _sort(features, labels, gallery_features, gallery_labels, own, in_place)
     found = _rank_rows(parts, "all", pairs, similar)
+    _sort_back(parts, in_place)
     wrong = np.where(found.wrong < 0, -1, parts.gallery_order[found.wrong])
-    back = np.empty(len(parts.order), np.int64)
-    back[parts.order] = np.arange(len(back))
+    back = np.argsort(parts.order)
     return Ranked(*(values[back] for values in found._replace(wrong=wrong)))
 
 
@@ -192,18 +199,19 @@ def _are_equal(features):
 _Sorted = collections.namedtuple("_Sorted", "query gallery first last own order gallery_order")
 
 
-def _sort(features, labels, gallery_features, gallery_labels, own):
+def _sort(features, labels, gallery_features, gallery_labels, own, in_place=False):
     """_Sorted of the arguments of `retrieval_metrics`."""
+    take = _unit_in_place if in_place else unit
     for some, of_some in ((features, labels), (gallery_features, gallery_labels)):
         if some is not None and not 0 < len(some) == len(of_some):
             raise ValueError(f"{len(some)} features and {len(of_some)} labels")
     order = gallery_order = np.argsort(labels, kind="stable")
-    query, query_labels = unit(features, order), np.asarray(labels)[order]
+    query, query_labels = take(features, order), np.asarray(labels)[order]
     if gallery_features is None:
         gallery, gallery_labels, own = query, query_labels, None
     else:
         gallery_order = np.argsort(gallery_labels, kind="stable")
-        gallery, gallery_labels = unit(gallery_features, gallery_order), np.asarray(gallery_labels)[gallery_order]
+        gallery, gallery_labels = take(gallery_features, gallery_order), np.asarray(gallery_labels)[gallery_order]
         if own is not None:
             place = np.argsort(gallery_order)  # of each picture, in the sorted gallery
             own = [place[own[i]] for i in order]
@@ -229,7 +237,7 @@ def _count_closer(features, first, last):
         for left in range(top, len(features), side):
             columns = slice(left, min(left + side, len(features)))
             shape = np.s_[: rows.stop - top, : columns.stop - left]
-            block = np.matmul(features[rows], features[columns].T, out=similarity[shape])
+            block = _multiply(features[rows], features[columns], similarity[shape])
             _forget_own_class(block, rows, columns, first, last)
             found = np.greater_equal(block, threshold[rows, None], out=at_least[shape])
             closer[rows] += [np.count_nonzero(row) for row in found]  # many times faster than with axis=1
@@ -285,7 +293,7 @@ def _rank_rows(parts, ranks, pairs=None, similar=None):
         if similar:
             block = similar(order[part])[:, gallery_order]
         else:
-            block = np.matmul(query[part], gallery.T, out=similarity[: part.stop - start])
+            block = _multiply(query[part], gallery, similarity[: part.stop - start])
         same = []
         for i, row in enumerate(block, start):
             if alone:
@@ -304,6 +312,24 @@ def _rank_rows(parts, ranks, pairs=None, similar=None):
             pairs.add_same(np.concatenate(same))
             pairs.add_different(block, different)
     return found
+
+
+def _multiply(rows, columns, out):
+    """rows @ columns.T, in `out`, with the processors of all processes on this machine: only the first one measures,
+    and its BLAS has threads for its own share alone."""
+    count = parallel.local_world_size()
+    edges = [len(columns) * part // count for part in range(count + 1)]
+
+    def multiply(part):
+        some = slice(edges[part], edges[part + 1])
+        np.matmul(rows, columns[some].T, out=out[:, some])
+
+    if count == 1:
+        multiply(0)
+    else:
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            list(pool.map(multiply, range(count)))
+    return out
 
 
 def _different_pairs(parts):
@@ -382,11 +408,46 @@ def unit(features, order):
     rows = features[order]
     if rows.dtype not in (np.float32, np.float64):
         rows = rows.astype(np.float32)
+    return _bring_to_unit(rows, order)
+
+
+def _unit_in_place(features, order):
+    """`unit` without a copy: the rows of `features`, float32, are changed and sorted where they are."""
+    if features.dtype != np.float32:
+        raise ValueError(f"{features.dtype} can't be changed in place")
+    _bring_to_unit(features, np.arange(len(features)))
+    _permute(features, order)
+    return features
+
+
+def _sort_back(parts, in_place):
+    """Puts the rows of a _Sorted that was made in place back into the order in which they came."""
+    if in_place:
+        _permute(parts.query, np.argsort(parts.order))
+        if parts.gallery is not parts.query:
+            _permute(parts.gallery, np.argsort(parts.gallery_order))
+
+
+def _permute(rows, order):
+    """rows[:] = rows[order], with one row in hand rather than a copy of all."""
+    done = order == np.arange(len(order))
+    for first in np.flatnonzero(~done).tolist():
+        if done[first]:
+            continue
+        held, place = rows[first].copy(), first
+        while order[place] != first:
+            rows[place] = rows[order[place]]
+            done[place], place = True, order[place]
+        rows[place], done[place] = held, True
+
+
+def _bring_to_unit(rows, order):
+    """Changes float rows, of the list's pictures `order`, to length 1; -> them as float32."""
     largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     broken = order[~np.isfinite(largest)]
     if len(broken):
         raise UserError(
-            f"{len(broken)} of {len(features)} embeddings are NaN or infinite (the first: number {broken.min()} of the "
+            f"{len(broken)} of {len(rows)} embeddings are NaN or infinite (the first: number {broken.min()} of the "
             "list): the network has diverged or its weights are broken"
         )
     # By a power of two, which rounds nothing, to values near 1: the square of any other may leave float32.

@@ -308,3 +308,49 @@ def test_memory_stays_bounded():
 def test_too_little_memory_is_an_error():
     with pytest.raises(UserError, match=r"--rerank=k-reciprocal: 1000000000 pictures may need \d+ GB of memory, of"):
         figures.check_options(figures.Options("k-reciprocal"), 10**9)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_measured_in_place_nothing_changes_but_lengths(ties):
+    for seed in range(20):
+        features, labels = draw(seed, 60, 9, ties=ties)
+        gallery, gallery_labels = draw(seed + 100, 45, 9, ties=ties)
+        own = [np.arange(i % 3) for i in range(60)]
+        for search in (
+            figures.Search(features, labels),
+            figures.Search(features, labels, gallery, gallery_labels),
+            figures.Search(features, labels, gallery, gallery_labels, own),
+        ):
+            mine = figures.Search(*(None if a is None else list(a) if a is own else a.copy() for a in search))
+            copied, placed = figures.measure(search), figures.measure(mine, in_place=True)
+            assert copied[:4] == placed[:4]
+            assert all(np.array_equal(a, b) for a, b in zip(copied.ranked, placed.ranked))
+            for before, after in ((search.features, mine.features), (search.gallery_features, mine.gallery_features)):
+                assert before is None or np.array_equal(after, metrics.unit(before, np.arange(len(before))))
+
+
+def test_in_place_there_is_no_second_copy():
+    features, labels = draw(0, 1000, 100, dimension=2**14)
+    for measure in (
+        lambda: figures.measure(figures.Search(features, labels), in_place=True),
+        lambda: metrics.retrieval_metrics(features, labels, full=False, in_place=True),
+    ):
+        tracemalloc.start()
+        measure()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < features.nbytes / 2
+    with pytest.raises(ValueError, match="float64"):
+        figures.measure(figures.Search(features.astype(np.float64), labels), in_place=True)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_figures_of_several_processes_are_those_of_one(monkeypatch, processes):
+    search = figures.Search(*draw(1, 2500, 300, dimension=40))
+    ties = figures.Search(*draw(1, 500, 30, ties=True))
+    once = [(figures.measure(one)[:4], metrics.retrieval_metrics(*one[:2], full=False)) for one in (search, ties)]
+    monkeypatch.setenv("PADDLE_LOCAL_SIZE", str(processes))
+    again = [(figures.measure(one)[:4], metrics.retrieval_metrics(*one[:2], full=False)) for one in (search, ties)]
+    for (measured, recall), (measured_again, recall_again) in zip(once, again):
+        assert recall == recall_again and measured[1:] == measured_again[1:]
+        assert measured_again[0] == pytest.approx(measured[0], abs=1e-9)

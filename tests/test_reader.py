@@ -70,6 +70,43 @@ def test_bad_rows(tmp_path, row, wanted):
     assert str(error.value).startswith(f"{path}:3: ") and wanted in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("there", "rows", "wanted"),
+    [
+        (["a b.jpg", "c.jpg"], ["a b.jpg 7 0", "c.jpg\t-8  12"], [("a b.jpg", 7), ("c.jpg", -8)]),
+        (["b.jpg"], ["a.jpg 7 0", "b.jpg 8 1"], [("a.jpg", 7), ("b.jpg", 8)]),  # the second says it
+        (["a.jpg 7"], ["a.jpg 7 0", "b.jpg 8 1"], [("a.jpg 7", 0), ("b.jpg 8", 1)]),
+        (["a.jpg 7", "a.jpg"], ["a.jpg 7 0"], [("a.jpg 7", 0)]),  # what is there is named as it always was
+        (["bird", "bird 7"], ["bird 7 0"], [("bird 7", 0)]),
+        (["bird"], ["bird 7 0"], [("bird", 7)]),
+        (["bird 7"], ["bird 7 0"], [("bird 7", 0)]),
+        ([], ["bird 7 0", "b.jpg 7 0"], [("bird 7", 0), ("b.jpg 7", 0)]),
+        ([], ["x/A.JPG 7 0", "bird 8 1"], [("x/A.JPG", 7), ("bird", 8)]),
+        ([], ["x/a.jpg 7 12|3", "bird 8 1|0"], [("x/a.jpg", 7), ("bird", 8)]),
+        ([], ["bird 7 12|3"], [("bird", 7)]),
+        ([], ["a 3.jpg 7", "b.jpg 4 5"], [("a 3.jpg", 7), ("b.jpg 4", 5)]),  # the first has no number to spare
+        ([], ["1 2 3"], [("1 2", 3)]),
+    ],
+)  # fmt: skip
+def test_the_third_column_of_paddleclas(tmp_path, capsys, there, rows, wanted):
+    for name in there:
+        (tmp_path / name).write_bytes(b"")
+    path = write_list(tmp_path / "list.txt", "\n".join(rows))
+    for needed in (True, False):
+        samples = reader.read_list(path, need_labels=needed)
+        assert samples.paths == [os.path.join(tmp_path, name) for name, _ in wanted]
+        assert samples.labels.tolist() == [label for _, label in wanted]
+    passed_over = "note: " in capsys.readouterr().out
+    assert passed_over == (len(samples.paths[0]) + len(str(wanted[0][1])) + 1 < len(os.path.join(tmp_path, rows[0])))
+
+
+def test_a_third_column_that_ends(tmp_path):
+    path = write_list(tmp_path / "list.txt", "a.jpg 7 0\n\nb.jpg 8\n")
+    with pytest.raises(UserError) as error:
+        reader.read_list(path)
+    assert str(error.value) == f"{path}:3: expected '<path> <label> <id>' as on the first line, found 'b.jpg 8'"
+
+
 def test_missing_empty_and_foreign_lists(tmp_path):
     for content in ("", "\n \t\r\n", b"\xef\xbb\xbf"):
         with pytest.raises(UserError, match=r"list\.txt: the list is empty"):

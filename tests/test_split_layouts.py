@@ -13,6 +13,7 @@ from conftest import ROOT, SMALL, draw_birds, read_rows, run
 from test_split import JPEG, fails, lists, make, split
 
 import reader
+import sampler
 from training import data
 from utility import UserError
 
@@ -183,6 +184,21 @@ def test_the_next_command_suits_the_classes(classes, count, wanted):
     samples = reader.Samples([], np.repeat(np.arange(classes // 2), count), None, None)
     size, k = int(wanted[0].split("=")[1]), 2 if len(wanted) == 3 else 4
     assert data.check_batch(samples, data.Batching("tripletloss", size, k)) == size
+
+
+@pytest.mark.parametrize(
+    "sizes", [[2, 3], [4, 2], [5, 5, 5, 2, 2], [1, 1, 5], [1, 9], [1, 1, 1, 2, 2], [1, 4, 4, 4, 4], [2, 2, 5, 5, 9, 1]]
+)
+def test_the_next_command_suits_small_classes(sizes):
+    classes = [split.Class(i, f"{i}", f"{i}", range(size)) for i, size in enumerate(sizes)]
+    words = split.next_command({"train": classes, "val": []}, {"train": "t", "val": "v"}, "x")
+    flags = dict(word[2:].split("=") for word in words if "=" in word)
+    size, k = int(flags["train_batch_size"]), int(flags.get("samples_each_class", 4))
+    samples = reader.Samples([], np.repeat(np.arange(len(sizes)), sizes), None, None)
+    batching = data.Batching("tripletloss", size, k, flags.get("small_classes", "fill"))
+    assert data.check_batch(samples, batching) == size
+    draw = sampler.filled_batches if batching.fills(samples.labels) else sampler.class_balanced_batches
+    assert all(len(batch) == size for batch in draw(samples.labels, size, k, 0, 0, 50))
 
 
 def test_the_next_command_runs(tmp_path, server):

@@ -12,7 +12,7 @@ import reader
 import sampler
 import transforms
 from runtime import parallel
-from utility import UserError, number
+from utility import UserError, number, number_of
 
 # train: Samples with class indices for labels; val: Samples or None; classes: int64, the label of each class index;
 # batch_size: images a step of all processes; steps: of an epoch.
@@ -35,6 +35,7 @@ class Batching:
     loss_name: str
     train_batch_size: int
     samples_each_class: int = 4
+    small_classes: str = "fill"
     total_images: int = None
     min_area: float = 0.08
     color_jitter: float = 0.0
@@ -47,6 +48,11 @@ class Batching:
         """Whether a batch has samples_each_class pictures of each of its classes."""
         return losses.row(self.loss_name).balanced
 
+    def fills(self, labels):
+        """Whether more classes fill a batch of the images of these labels, int64 [N], where some have fewer than K."""
+        sizes = np.unique(labels, return_counts=True)[1]
+        return self.balanced and self.small_classes == "fill" and bool((sizes < self.samples_each_class).any())
+
 
 def add_batch_arguments(parser):
     """Adds the flags of Batching."""
@@ -57,6 +63,10 @@ def add_batch_arguments(parser):
     add("--train_batch_size", type=number(int, low=1), help="the same; overrides --batch_size")
     add("--test_batch_size", type=number(int, low=1),
         help="images at once in evaluation (default: 32; on a GPU 128)")
+    add("--small_classes", choices=("fill", "repeat"), default="fill",
+        help="what becomes of classes with fewer than --samples_each_class images, as SOP has them: fill: they give "
+        "those that they have, two or more, and further classes fill the batch; larger ones are cut into parts of much "
+        "the same size. repeat: their images come several times in a batch, cut in other ways")
     add("--total_images", type=number(int, low=1), help="images an epoch (default: the length of --train_list)")
     add("--min_area", type=number(float, above=0, high=1), default=0.08,
         help="smallest share of a picture that a random crop may keep; 0.08 is the original, 0.16 to 0.5 suits "
@@ -140,14 +150,36 @@ def check_batch(train, batching):
             "that as --train_batch_size, which counts the images of all"
         )
     if batching.balanced:
-        sizes = np.unique(train.labels, return_counts=True)[1]
-        sampler.check_balance(len(sizes), batch_size, batching.samples_each_class)
-        small = int((sizes < batching.samples_each_class).sum())
-        if small:
-            print(f"note: {small} classes have fewer than {batching.samples_each_class} images: drawn with replacement")
+        check_classes(
+            np.unique(train.labels, return_counts=True)[1], batch_size, batching, batching.fills(train.labels)
+        )
     elif wanted > count:
         print(f"note: batches of {count}: the list has no more images")
     return batch_size
+
+
+def check_classes(sizes, batch_size, batching, fills):
+    """Says what becomes of classes of few images. Raises: UserError where such batches can't be made.
+
+    Args:
+        sizes: images of each class, int [C].
+        fills: Batching.fills of them.
+    """
+    k = batching.samples_each_class
+    if fills:
+        sampler.check_filling(sizes, batch_size, k)
+        what = "more classes fill their place in a batch"
+    else:
+        sampler.check_balance(len(sizes), batch_size, k)
+        what = "drawn with replacement"
+    small, lone = int((sizes < k).sum()), int((sizes == 1).sum())
+    if small and parallel.is_first():
+        have = "1 class has" if small == 1 else f"{small} classes have"
+        print(f"note: {have} fewer than {k} images: {what}")
+    if lone and fills and parallel.is_first():
+        print(
+            f"note: {number_of(lone, 'class', 'classes')} of one image: in no batch (--small_classes=repeat takes them)"
+        )
 
 
 def largest_batch(train, batching):
@@ -159,7 +191,8 @@ def largest_batch(train, batching):
     if not batching.balanced:
         most = min(wanted, len(train.paths))
         return most - most % processes or most
-    k, classes = batching.samples_each_class, len(np.unique(train.labels))
+    k, sizes = batching.samples_each_class, np.unique(train.labels, return_counts=True)[1]
+    classes = sampler.images_to_fill(sizes, k) // k if batching.fills(train.labels) else len(sizes)
     fitting = (n * k for n in range(min(wanted // k, classes), 1, -1) if n * k % processes == 0)
     return next(fitting, wanted)
 
@@ -172,8 +205,8 @@ def training_batches(data, batching, reading, progress):
     """
     labels, seed, epoch = data.train.labels, batching.seed, progress.epoch
     if batching.balanced:
-        k = batching.samples_each_class
-        order = sampler.class_balanced_batches(labels, data.batch_size, k, seed, epoch, progress.steps)
+        draw = sampler.filled_batches if batching.fills(labels) else sampler.class_balanced_batches
+        order = draw(labels, data.batch_size, batching.samples_each_class, seed, epoch, progress.steps)
     else:
         order = sampler.shuffled_batches(len(labels), data.batch_size, seed, epoch, progress.steps)
     return reader.read_batches(

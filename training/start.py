@@ -35,7 +35,7 @@ from weights.checkpoint import (
 SAME_RUN = (
     *("loss_name", *losses.FLAGS, "alpha", "label_smoothing", "train_batch_size", "samples_each_class"),
     *("memory_size", "memory_start_epoch", "total_images", "min_area", "optimizer", "freeze_bn", "seed"),
-    *("freeze_stages", "warmup_head_epochs", "ema_decay", "color_jitter", "random_erasing"),
+    *("small_classes", "freeze_stages", "warmup_head_epochs", "ema_decay", "color_jitter", "random_erasing"),
 )
 # What a continued run does not take over from the run it continues.
 THIS_PROCESS = (
@@ -257,7 +257,7 @@ def continue_run(flags, typed, parser):
     state = read_description(path, (*weights.DESCRIBED, "args", "process", "steps", "best"))
     fixed = models.IN_WEIGHTS if flags["force"] else models.SETTLED
     settings = Settings.settle(flags, state["settings"], fixed)
-    before = state["args"]
+    before = {"small_classes": "repeat", **state["args"]}  # as it was before there was such a flag
     check_values(
         parser,
         {name: value for name, value in before.items() if name not in THIS_PROCESS},

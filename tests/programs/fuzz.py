@@ -293,7 +293,25 @@ def zips(rng, seeds):
 
 SETS = {"sop": [], "inshop": ["--crop_boxes"], "cub200": ["--crop_boxes", "--box_padding=mean"],
         "cars196": ["--crop_boxes", "--box_margin=0.2", "--box_padding=context"]}  # fmt: skip
-KINDS = (lists, pictures, pictures, weights, checkpoints, checkpoints, archives, caches, layouts, sets, zips)
+
+
+def tables(rng, seeds):
+    """Tables of Open Metric Learning, with boxes, and now and then a picture that is mutated, too."""
+    shutil.copytree(f"{seeds}/birds", "birds")
+    path = "birds/birds.csv"
+    with open(path) as file:
+        head, *rows = file.read().splitlines()
+    box = ",".join(str(rng.choice((0, 1, 5, 20, 39))) for _ in range(4)) if rng.randrange(4) == 0 else "1,30,2,20"
+    with open(path, "w") as file:
+        file.writelines([f"{head},x_1,x_2,y_1,y_2\n", *(f"{row},{box}\n" for row in rows)])
+    if rng.randrange(4):
+        replace(rng, path)
+    else:
+        replace(rng, f"birds/{rng.choice(rows).split(',')[0]}")
+    return script("data/split.py", path, "--output_dir=out", "--name=birds")
+
+
+KINDS = (lists, pictures, pictures, weights, checkpoints, checkpoints, archives, caches, layouts, tables, sets, zips)
 
 # ---------------------------------------------------------------- running them
 
@@ -301,7 +319,7 @@ KINDS = (lists, pictures, pictures, weights, checkpoints, checkpoints, archives,
 def make_seeds(folder):
     """Whole inputs of every kind, from which cases are made."""
     conftest.draw_birds(f"{folder}/birds", classes=8, images=4)
-    conftest.run("data/split.py", f"{folder}/birds", "--name=birds")
+    conftest.run("data/split.py", f"{folder}/birds", "--name=birds", f"--csv={folder}/birds/birds.csv")
     val = f"{folder}/birds/birds_val.txt"
     with open(val) as file, open(f"{folder}/few.txt", "w") as few:
         few.writelines(f"{folder}/birds/{line}" for line in file)
