@@ -28,6 +28,10 @@ ALIASES = {
     "loss": "loss_name",
     "export": "export_dir", "embedding_dim": "embedding_size", "dim": "embedding_size", "data": "val_list",
 }  # fmt: skip
+# What others call a value.
+OTHER_VALUES = {
+    "fp16": "float16", "half": "float16", "fp32": "float32", "bf16": "bfloat16", "bfloat16": "bf16",
+}  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
         bare = {_bare(choice): choice for choice in choices}
         wanted = _bare(str(value))
         begin = [name for name in bare if len(wanted) > 2 and name.startswith(wanted)]
-        close = [wanted] * (wanted in bare) + sorted(begin, key=len)
+        close = [name for name in (wanted, OTHER_VALUES.get(wanted)) if name in bare] + sorted(begin, key=len)
         close += difflib.get_close_matches(wanted, bare, n=1)
         meant = _did_you_mean(bare[close[0]] if close else None)
         message = f"{plain(value)!r} is none of {', '.join(choices)}{meant}"

@@ -48,7 +48,7 @@ PARTS = {
 def find_images_folder(root):
     """ROOT/images, ROOT/CUB_200_2011/images, or ROOT itself. Raises: UserError."""
     if not os.path.isdir(root):
-        raise UserError(f"{root}: no such folder")
+        raise UserError(f"{root}: no such folder or table")
     inside = [os.path.join(root, "images"), os.path.join(root, "CUB_200_2011", "images")]
     found = [folder for folder in inside if os.path.isdir(folder)]
     if len(found) == 2:

@@ -79,6 +79,10 @@ def test_unknown_flags_and_values_say_what_was_meant():
         (eval, "--topk=1", "--recall_at"),
         (eval, "--gallery=x", "--gallery_list"),
         (infer, "--features=x.npz", "--feature_file"),
+        (infer, "--precision=FP16", "float16"),
+        (eval, "--precision=bfloat16", "bf16"),
+        (train, "--amp=bf16", "bfloat16"),
+        (train, "--amp=half", "float16"),
         (infer, "--epochs=5", None),  # it has no such flag
         (train, "--loss_name=xyzzy", None),
         (train, "5", None),
