@@ -199,7 +199,8 @@ def check_filling(sizes, batch_size, samples_each_class):
         fits = most // k * k
         way = f"take --train_batch_size={fits} or less" if fits > k else "take a smaller --samples_each_class"
         raise UserError(
-            f"a batch of {batch_size} with --samples_each_class={k}: the classes have {most} images for it: {way}"
+            f"a batch of {batch_size} with --samples_each_class={k}: the classes have {most} images for it: {way}, or "
+            "--small_classes=repeat, which draws images again"
         )
 
 

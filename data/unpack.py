@@ -35,7 +35,7 @@ class _Limited:
     """A zip, or the tar that an archive is, once decompressed: no more than `left` bytes of it are read, none beyond
     `most`."""
 
-    def __init__(self, file, most, left=HEADERS):
+    def __init__(self, file, most, left):
         self.file, self.most, self.left, self.headers = file, most, left, left
         self.tell, self.close, self.seekable = file.tell, file.close, file.seekable
 
@@ -59,7 +59,7 @@ class Archive(tarfile.TarFile):
     """
 
     def __init__(self, name=None, mode="r", fileobj=None, most=HEADERS, **options):
-        super().__init__(name, mode, _Limited(fileobj, most), **options)
+        super().__init__(name, mode, _Limited(fileobj, most, HEADERS), **options)
 
     def headers_are_read(self):
         """From now on as much is read as the members have that are asked for."""

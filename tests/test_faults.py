@@ -147,7 +147,7 @@ def test_a_reader_that_leaves_costs_nothing(birds, tmp_path):
 
 def test_a_second_signal_stops_at_once(birds, tmp_path):
     process = start(birds, tmp_path, "--num_epochs=100", "--total_images=800000", "--train_batch_size=480",
-                    "--samples_each_class=80")  # fmt: skip
+                    "--samples_each_class=80", "--small_classes=repeat")  # fmt: skip
     assert wait_for_steps(process, 1)
     process.send_signal(signal.SIGINT)
     assert "SIGINT: stopping after this step; once more stops at once" in process.stderr.readline()

@@ -63,8 +63,8 @@ def copy_of_the_project(root):
 
 
 def tiny_archive(folder):
-    """CUB's layout with 32 classes of 3 pictures; -> the environment that passes it off as the real one."""
-    draw_birds(folder, classes=32, images=3, size=40)
+    """CUB's layout with 32 classes of 4 pictures; -> the environment that passes it off as the real one."""
+    draw_birds(folder, classes=32, images=4, size=40)
     path = os.path.join(folder, "images.tgz")
     with tarfile.open(path, "w:gz") as tar:
         tar.add(os.path.join(folder, "images"), "images")
@@ -74,7 +74,7 @@ def tiny_archive(folder):
         "CUB200_URL": f"file://{path}",
         "CUB200_SIZE": str(len(data)),
         "CUB200_SHA256": hashlib.sha256(data).hexdigest(),
-        "CUB200_IMAGES": "96",
+        "CUB200_IMAGES": "128",
     }
 
 
