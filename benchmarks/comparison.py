@@ -2,7 +2,8 @@
 
 import collections
 
-# what: the work. contenders: {name: (function, arguments)}. rows: list of Row. rounds: measurements of each contender.
+# what: the work. contenders: {name: (function, arguments)}, or (function, arguments, environment), a dict of further
+# variables. rows: list of Speed and Value. rounds: measurements of each contender.
 # items: how many pictures, say, a measurement works on: speeds are shown for one. same: the name of a result in which
 # all contenders must agree to 1 in 1000, or None.
 Comparison = collections.namedtuple("Comparison", "what contenders rows rounds items same", defaults=(5, 1, None))

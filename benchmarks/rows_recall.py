@@ -42,6 +42,21 @@ def comparisons(tiny):
             rounds,
             same="recall@1",
         )
+        # Of two processes the first measures, with threads in the place of the other (metrics._multiply).
+        threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+        yield Comparison(
+            f"all figures of eval.py, {count} x {dimension}",
+            {
+                "one process": ("evaluation", size),
+                "two processes": ("evaluation", size, {**threads, "PADDLE_LOCAL_SIZE": "2"}),
+            },
+            [
+                Speed("two processes", "one process"),
+                Value("GiB beyond the features", lambda r: r["one process"]["memory"] / GIB, 0.5, " GiB"),
+            ],
+            min(rounds, 3),
+            same="recall@1",
+        )
 
 
 def draw(count, dimension, classes, noise):
@@ -59,6 +74,13 @@ def ours(full, **size):
 
     features, labels = draw(**size)
     return lambda: metrics.retrieval_metrics(features, labels, RECALL_AT, full=full)
+
+
+def evaluation(**size):
+    from retrieval import figures
+
+    features, labels = draw(**size)
+    return lambda: {"recall@1": figures.measure(figures.Search(features, labels), RECALL_AT).figures["recall@1"]}
 
 
 def faiss_search(**size):

@@ -1,5 +1,6 @@
 """A training step, in float32 and on a GPU in mixed precision, too: triplet loss and softmax head, momentum, on one
-batch of uint8 pictures in memory; and how much of train.py's own steps goes elsewhere than forward and backward.
+batch of uint8 pictures in memory; what flags of train.py save or cost of it; and how much of train.py's own steps goes
+elsewhere than forward and backward.
 
 The same networks on both sides: torchvision's resnet50, timm's seresnext50_32x4d (its classifier without the dropout).
 "Two processes" share the batch out, as `python -m paddle.distributed.launch --nproc_per_node=2 train.py` does, which
@@ -45,6 +46,25 @@ def comparisons(tiny):
                 batch,
             )
     # On a GPU the calls return before the work is done: there is nothing to time.
+    for side, batch in [] if gpu else [(32, 8)] if tiny else [(96, 60)]:
+        size = {"model": "ResNet50", "side": side, "batch": batch}
+        resting = {f"--freeze_stages={count} --freeze_bn=True": count for count in (0, 1, 2, 3)}
+        frozen = {flag: ("ours", {**size, "freeze": count, "freeze_bn": True}) for flag, count in resting.items()}
+        every, *others = frozen
+        yield Comparison(
+            f"training step, ResNet50, {side} px, batch {batch}",
+            {**frozen, "--ema_decay": ("ours", {**size, "ema": True}), "--color_jitter": ("jittered", size)},
+            [
+                *(Speed(flag, every) for flag in others),
+                Value("--ema_decay: share of a step", lambda r: 100 * r["--ema_decay"]["share"], None, " %"),
+                Value(
+                    "--color_jitter: share of a step's processor time",
+                    lambda r: 100 * r["--color_jitter"]["share"], None, " %",
+                ),
+            ],
+            5,
+            batch,
+        )  # fmt: skip
     for side, batch in [] if gpu else [(32, 8)] if tiny else [(224, 20), (96, 60)]:
         yield Comparison(
             f"train.py, ResNet50, {side} px, batch {batch}",
@@ -78,7 +98,7 @@ def draw(side, batch):
     return rng.integers(0, 256, (batch, side, side, 3), np.uint8), np.arange(batch) // 4
 
 
-def ours(model, side, batch, gpu=False, amp="float32"):
+def ours(model, side, batch, gpu=False, amp="float32", freeze=0, freeze_bn=False, ema=False):
     """As train.py has it: of several processes each takes its share, and all have the loss of the whole batch."""
     from runtime import process
 
@@ -88,9 +108,11 @@ def ours(model, side, batch, gpu=False, amp="float32"):
     from losses.softmax import SoftmaxLoss
     from runtime import parallel
     from training import optimizers
+    from training.ema import Average
 
     network = models.build_model(model, CLASSES, dropout=0.0)
-    network.train()
+    network.start_training(freeze_bn, freeze)
+    average = Average(network, 0.999) if ema else None
     if parallel.world_size() > 1:  # the rows with one process train batch norm, too
         statistics = network.batch_norm_statistics()
     triplet, softmax = losses.build_loss(losses.LossSettings("tripletloss")), SoftmaxLoss()
@@ -103,6 +125,7 @@ def ours(model, side, batch, gpu=False, amp="float32"):
     image, label = paddle.to_tensor(pictures[own]), paddle.to_tensor(labels[own])
 
     def run():
+        start = time.perf_counter()
         whole = parallel.gather(label)
         with paddle.amp.auto_cast(**half):
             outputs = network(image)
@@ -116,6 +139,32 @@ def ours(model, side, batch, gpu=False, amp="float32"):
         optimizers.update_scale(scaler)
         optimizers.clear_gradients(optimizer)
         loss.item()
+        if average:
+            stepped = time.perf_counter()
+            average.update(network, 100)
+            spent = time.perf_counter() - stepped
+            return {"share": spent / (stepped - start + spent)}
+        return None
+
+    return run
+
+
+def jittered(model, side, batch):
+    """`ours`, and beside it the jitter of its batch of pictures, which train.py's reader does in threads of its own."""
+    import transforms
+
+    step = ours(model, side, batch)
+    pictures, _ = draw(side, batch)
+    rng = np.random.default_rng(0)
+
+    def run():
+        begun = time.process_time()
+        step()
+        stepped = time.process_time()
+        for picture in pictures:
+            transforms.color_jitter(picture, rng, 0.25)
+        spent = time.process_time() - stepped
+        return {"share": spent / (stepped - begun + spent)}
 
     return run
 

@@ -111,11 +111,11 @@ def environment():
     return variables
 
 
-def start(function, arguments):
-    """A worker that is setting up."""
+def start(function, arguments, variables=None):
+    """A worker that is setting up; variables: of its environment, beside those that all have."""
     command = [sys.executable, os.path.join(FOLDER, "run.py"), "--worker", function, json.dumps(arguments)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env=environment())
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env={**environment(), **(variables or {})})
 
 
 def answer(worker):
@@ -130,8 +130,8 @@ def measure(comparison, module, rounds):
     """-> list of {contender: result}, one for each round, without those contenders that failed."""
     workers, results = {}, []
     try:
-        for name, (function, arguments) in comparison.contenders.items():  # in turn: setting up is work, too
-            workers[name] = start(f"{module}:{function}", arguments)
+        for name, (function, *rest) in comparison.contenders.items():  # in turn: setting up is work, too
+            workers[name] = start(f"{module}:{function}", *rest)
             if answer(workers[name]) is None:
                 print(f"warning: {comparison.what}: {name} cannot be set up", file=sys.stderr)
                 workers.pop(name).wait()

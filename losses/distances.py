@@ -16,8 +16,10 @@ def pair_masks(label, other_label=None):
     class and who does not.
     """
     other_label = label if other_label is None else other_label
-    same = label.unsqueeze(1) == other_label.unsqueeze(0)
-    itself = paddle.eye(label.shape[0], other_label.shape[0]).astype("bool")
+    shape = [label.shape[0], other_label.shape[0]]
+    # Expanded first: to compare a column with a row, and to add them up, takes a CPU several times as long.
+    same = label.unsqueeze(1).expand(shape) == other_label.unsqueeze(0).expand(shape)
+    itself = paddle.eye(*shape).astype("bool")
     return paddle.logical_and(same, paddle.logical_not(itself)), paddle.logical_not(same)
 
 
@@ -38,10 +40,12 @@ def similarities(embedding, other=None):
 
 def squared_distances(x, other=None):
     """x float64 [N, D], other float64 [M, D] -> squared Euclidean distances, float64 [N, M], at least 0."""
-    square = (x * x).sum(axis=1)
-    other, other_square = (x, square) if other is None else (other, (other * other).sum(axis=1))
-    product = paddle.matmul(x, other, transpose_y=True)
-    return (square.unsqueeze(1) + other_square.unsqueeze(0) - 2 * product).clip(min=0.0)
+    other = x if other is None else other
+    square, other_square = ((side * side).sum(axis=1, keepdim=True) for side in (x, other))
+    # One product has it all: adding a column and a row to it would take a CPU as long again, and longer backwards.
+    rows = paddle.concat([x, square, paddle.ones_like(square)], axis=1)
+    columns = paddle.concat([-2 * other, paddle.ones_like(other_square), other_square], axis=1)
+    return paddle.matmul(rows, columns, transpose_y=True).clip(min=0.0)
 
 
 def distances(embedding, other=None):
@@ -64,4 +68,6 @@ def log_sum_exp(x, mask):
 
     A row with none gives -1e30, of which exp and softplus are 0: infinity would reach the gradient through any mask.
     """
-    return paddle.where(mask, x, paddle.full_like(x, -1e30)).logsumexp(axis=1)
+    x = paddle.where(mask, x, paddle.full_like(x, -1e30))
+    top = x.detach().max(axis=1, keepdim=True)
+    return (x - top).exp().sum(axis=1).log() + top.squeeze(1)  # x.logsumexp takes a CPU twice as long

@@ -16,7 +16,7 @@ def run(*args):
 
 def test_help_names_the_rows():
     result = run("--help")
-    rows = "extraction, losses, reader, recall, startup, step"
+    rows = "extraction, growth, losses, reader, recall, search, startup, step"
     assert result.returncode == 0 and rows in " ".join(result.stdout.split())
 
 
@@ -25,7 +25,7 @@ def test_contenders_that_are_not_installed_are_said_and_skipped():
     result = run("--tiny", "recall")
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if line.startswith("| ")]
-    assert len(lines) == 7 and all(line.count("|") == 9 for line in lines)
+    assert len(lines) == 9 and all(line.count("|") == 9 for line in lines)
     missing = [n for n in ("faiss", "pytorch_metric_learning") if importlib.util.find_spec(n) is None]
     assert ("not measured" in result.stdout) == bool(missing) == ("cannot be set up" in result.stderr)
 
