@@ -11,8 +11,8 @@ Header = collections.namedtuple("Header", "width height components restart mcus 
 _LOSSLESS, _PROGRESSIVE = (0xC3,), (0xC2, 0xCA)
 _FRAMES = (0xC0, 0xC1, 0xC9, *_LOSSLESS, *_PROGRESSIVE)  # those that libjpeg knows
 MOST_SEGMENTS = 10_000
-_ALONE = (0x01, *range(0xD0, 0xD8))  # markers that no length follows
-_WITH_LENGTH = (0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE)
+_ALONE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers that no length follows
+_WITH_LENGTH = frozenset((0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE))
 _DRI, _SOS, _EOI = 0xDD, 0xDA, 0xD9
 # Of several FF only the last counts: a pattern that took all of them would try each anew.
 _MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
@@ -31,12 +31,14 @@ def read_header(data):
         found = _MARKER.search(data, at)  # fill bytes and what is between segments are passed over, as in libjpeg
         if not found:
             break
-        kind, at = found[1][0], found.end()
+        at = found.end()
+        kind = data[at - 1]
         if kind in _ALONE:
             continue
-        segment = data[at + 2 : at + _length(data, at)]
+        end = at + _length(data, at)
+        segment = data[at + 2 : end]
         if kind == _SOS:
-            return _header(frame, restart, exif, at + _length(data, at), segment)
+            return _header(frame, restart, exif, end, segment)
         if kind in _FRAMES:
             if frame:
                 raise BadJpeg("two frames in one JPEG")
@@ -47,7 +49,7 @@ def read_header(data):
             exif = exif or segment.startswith((b"Exif\0", b"http://ns.adobe.com/xap/"))
         elif kind not in _WITH_LENGTH:
             raise BadJpeg(f"a JPEG of a kind that is not read (marker {kind:02X})")
-        at += _length(data, at)
+        at = end
     raise BadJpeg("a JPEG without a picture in it")
 
 

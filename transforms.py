@@ -210,7 +210,7 @@ def _jpeg_orientation(data):
 
 def _has_gray_corner(image):
     """Whether a corner has the grey that libjpeg gives to what is missing."""
-    return bool((image[[0, 0, -1, -1], [0, -1, 0, -1]] == 128).all(axis=1).any())
+    return any(image[y, x].tolist() == [128, 128, 128] for y in (0, -1) for x in (0, -1))
 
 
 def _stops_early(data):

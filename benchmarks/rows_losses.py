@@ -34,6 +34,7 @@ WITH_MEMORY = [
     ("tripletloss", "semihard"), ("tripletloss", "distance"), ("marginloss", None), ("contrastiveloss", None),
     ("multisimilarityloss", None), ("supconloss", None), ("circleloss", None),
 ]  # fmt: skip
+ORIGINAL = ("tripletloss", "quadrupletloss", "emlloss")  # beside these stands the limit, too
 HEADS = ("arcmarginloss", "normsoftmax")
 PRODUCT = "matrix product, float32"
 
@@ -73,7 +74,7 @@ def compare(name, mining, counterpart, size):
         contenders[counterpart] = ("theirs", {"name": counterpart, **size})
     rows = [Speed(ours, counterpart, 1.0)] if counterpart else []
     memory = f", memory {size['memory']}" if "memory" in size else ""
-    if name != "softmax" and not memory:
+    if name in ORIGINAL and not memory:
         contenders[PRODUCT] = ("product", size)
         rows.append(Speed(ours, PRODUCT))
     return Comparison(f"loss, batch {size['count']} x {size['dimension']}{memory}", contenders, rows, 9)

@@ -42,7 +42,7 @@ def comparisons(tiny):
                     LAST: ("pytorch", {**with_gpu, "channels_last": True}),
                 },
                 [Speed(mine, other, bar) for mine, bar in bars.items() for other in (EAGER, LAST)],
-                5,
+                9 if side == 96 else 5,
                 batch,
             )
     # On a GPU the calls return before the work is done: there is nothing to time.
