@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+import forks
+
 from runtime import process
 
 # What the scripts keep for the next run, they keep here rather than in the cache of whoever runs the tests.
@@ -22,6 +24,7 @@ os.environ["DEEP_METRIC_LEARNING_CACHE"] = CACHE.name
 # Two test processes share the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 process.start_paddle()
+FORKS = forks.Server()
 
 # A network and pictures that take no time; and a run of them, whose flags later ones override.
 SMALL = ["--model=ResNet8", "--image_shape=3,32,32", "--use_gpu=False"]
@@ -36,11 +39,17 @@ def pytest_make_parametrize_id(val, argname):
 
 
 def run(script, *flags, status=0, **environment):
-    """Runs a script from the checkout's root and checks its exit status; -> subprocess.CompletedProcess."""
+    """Runs a script from the checkout's root and checks its exit status; -> subprocess.CompletedProcess.
+
+    With an environment of its own it starts from nothing; else it is a fork of a process that has Paddle.
+    """
     command = [sys.executable, script, *(str(flag) for flag in flags)]
-    result = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **environment}
-    )
+    if environment or not hasattr(os, "fork"):
+        result = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+        )
+    else:
+        result = FORKS.run(command, ROOT)
     assert result.returncode == status, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result
 
