@@ -32,7 +32,7 @@ def comparisons(tiny):
                 [
                     Speed(EXACT, FLAT),
                     Speed(indexed, EXACT),
-                    Value(f"{factory}: of the nearest pictures, missed", lambda r, n=indexed: r[n]["missed"], None, " %"),
+                    Value(f"{factory}: nearest pictures missed", lambda r, n=indexed: r[n]["missed"], None, " %"),
                     Value(f"{factory}: to build", lambda r, n=indexed: r[n]["build"], None, " s"),
                 ],
                 3,

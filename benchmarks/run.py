@@ -115,7 +115,8 @@ def start(function, arguments, variables=None):
     """A worker that is setting up; variables: of its environment, beside those that all have."""
     command = [sys.executable, os.path.join(FOLDER, "run.py"), "--worker", function, json.dumps(arguments)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env={**environment(), **(variables or {})})
+    variables = {**environment(), **(variables or {})}
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env=variables)
 
 
 def answer(worker):

@@ -3,13 +3,12 @@
 import hashlib
 import io
 import os
-import subprocess
 import sys
 import zipfile
 
 import cv2
 import numpy as np
-from conftest import ROOT
+from conftest import FORKS, ROOT
 
 sys.path.insert(0, os.path.join(ROOT, "data"))
 
@@ -47,8 +46,7 @@ def sha256(content):
 
 def prepare(script, *flags, status=0, cwd=ROOT):
     """Runs a script of data/; a failure has exactly one line on stderr, an `error:`. -> CompletedProcess"""
-    command = [sys.executable, os.path.join(ROOT, "data", script), *map(str, flags)]
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    result = FORKS.run([sys.executable, os.path.join(ROOT, "data", script), *map(str, flags)], cwd)
     assert result.returncode == status, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"
     if status:
         errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

@@ -24,7 +24,7 @@ class Server:
             pipe = subprocess.PIPE
             self.process = subprocess.Popen([sys.executable, __file__], stdin=pipe, stdout=pipe, text=True)
         with tempfile.NamedTemporaryFile("r+") as out, tempfile.NamedTemporaryFile("r+") as err:
-            job = {"argv": command[1:], "cwd": cwd, "environment": dict(os.environ)}
+            job = {"argv": command[1:], "cwd": str(cwd), "environment": dict(os.environ)}
             self.process.stdin.write(json.dumps({**job, "stdout": out.name, "stderr": err.name}) + "\n")
             self.process.stdin.flush()
             status = int(self.process.stdout.readline())

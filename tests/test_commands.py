@@ -14,7 +14,7 @@ import termios
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, draw_birds, read_rows, run
+from conftest import FORKS, ROOT, TINY, draw_birds, read_rows, run
 
 import utility
 from retrieval import metrics
@@ -27,8 +27,7 @@ QUICK = [*TINY, "--num_epochs=1"]
 
 def run_in(folder, script, *flags, status=0):
     """Runs a script of the checkout with `folder` as the working folder."""
-    command = [sys.executable, os.path.join(ROOT, script), *map(str, flags)]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    result = FORKS.run([sys.executable, os.path.join(ROOT, script), *map(str, flags)], folder)
     assert result.returncode == status, f"{result.stdout}\n{result.stderr}"
     return result
 
