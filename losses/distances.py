@@ -63,11 +63,14 @@ def mean_where(mask, terms):
     return (terms * mask).sum() / mask.sum().clip(min=1.0)
 
 
-def log_sum_exp(x, mask):
+def log_sum_exp(x, mask=None):
     """ln of the sum of exp(x) over each row's elements in `mask`: float [N, M], bool [N, M] -> float [N].
 
     A row with none gives -1e30, of which exp and softplus are 0: infinity would reach the gradient through any mask.
+
+    Args:
+        mask: None: all.
     """
-    x = paddle.where(mask, x, paddle.full_like(x, -1e30))
+    x = x if mask is None else paddle.where(mask, x, paddle.full_like(x, -1e30))
     top = x.detach().max(axis=1, keepdim=True)
     return (x - top).exp().sum(axis=1).log() + top.squeeze(1)  # x.logsumexp takes a CPU twice as long

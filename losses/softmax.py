@@ -9,6 +9,8 @@ Szegedy et al., arXiv 1512.00567, section 7. With a cosine head it is the normal
 import paddle
 from paddle import nn
 
+from losses.distances import log_sum_exp
+
 
 class SoftmaxLoss(nn.Layer):
     """Mean cross-entropy.
@@ -30,7 +32,7 @@ class SoftmaxLoss(nn.Layer):
             # times as long there.
             of_label = paddle.take_along_axis(logits, label.unsqueeze(1), axis=1)
             return (
-                logits.logsumexp(axis=1).mean()
+                log_sum_exp(logits).mean()
                 - of_label.mean()
                 + self.label_smoothing * (of_label.mean() - logits.mean())
             )

@@ -16,7 +16,7 @@ def run(*args):
 
 def test_help_names_the_rows():
     result = run("--help")
-    rows = "extraction, growth, losses, reader, recall, search, startup, step"
+    rows = "extraction, growth, losses, memory, reader, recall, search, startup, step"
     assert result.returncode == 0 and rows in " ".join(result.stdout.split())
 
 
