@@ -44,7 +44,7 @@ def run(script, *flags, status=0, **environment):
     With an environment of its own it starts from nothing; else it is a fork of a process that has Paddle.
     """
     command = [sys.executable, script, *(str(flag) for flag in flags)]
-    if environment or not hasattr(os, "fork"):
+    if environment:
         result = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **environment}
         )
