@@ -32,7 +32,5 @@ class SoftmaxLoss(nn.Layer):
             # times as long there.
             of_label = paddle.take_along_axis(logits, label.unsqueeze(1), axis=1)
             return (
-                log_sum_exp(logits).mean()
-                - of_label.mean()
-                + self.label_smoothing * (of_label.mean() - logits.mean())
+                log_sum_exp(logits).mean() - of_label.mean() + self.label_smoothing * (of_label.mean() - logits.mean())
             )
