@@ -41,10 +41,11 @@ def pytest_make_parametrize_id(val, argname):
 def run(script, *flags, status=0, **environment):
     """Runs a script from the checkout's root and checks its exit status; -> subprocess.CompletedProcess.
 
-    With an environment of its own it starts from nothing; else it is a fork of a process that has Paddle.
+    With an environment of its own, or as a module (-m), it starts from nothing; else it is a fork of a process that has
+    Paddle.
     """
     command = [sys.executable, script, *(str(flag) for flag in flags)]
-    if environment:
+    if environment or script == "-m":
         result = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **environment}
         )
