@@ -17,6 +17,7 @@ model=${MODEL:-ResNet50}
 transform=${TRANSFORM:-center_crop}
 processes=${PROCESSES:-1}
 output=${OUTPUT:-output_recipes/$recipe}
+measured=$output/$model/latest
 
 case $recipe in
 cub200_*) set=CUB200 how="type 'sh data/download_cub200.sh', or" ;;
@@ -41,10 +42,16 @@ train() {
     "$python" "$@" || exit $?
 }
 
+# average <shares>: what is measured from here on is the average of the last epoch and the weights that it started from.
+average() {
+    "$python" "$root/weights/average.py" "$measured" "$weights" --shares="$1" --output_dir="$output/averaged" || exit $?
+    measured=$output/averaged
+}
+
 # measure <name> <flags>: recall of the last epoch on unseen classes, printed and written to <output>/<name>.json.
 measure() {
     name=$1
     shift
-    "$python" "$root/eval.py" --val_list="$data/${set}_val.txt" --pretrained_model="$output/$model/latest" \
+    "$python" "$root/eval.py" --val_list="$data/${set}_val.txt" --pretrained_model="$measured" \
         --output_json="$output/$name.json" "$@" || exit $?
 }

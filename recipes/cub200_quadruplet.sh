@@ -14,3 +14,5 @@ train --loss_name=quadrupletloss --margin=0.2 --head=cosine --embedding_norm=lay
     --label_smoothing=0.1 --optimizer=adamw --lr=1e-4 --head_lr_scale=10 --weight_decay=4e-4 \
     --lr_strategy=cosine_decay --warmup_epochs=1 --num_epochs=6 --freeze_bn=True --seed=1 "$@"
 measure recall --image_shape=3,224,224
+average 0.7,0.3
+measure averaged --image_shape=3,224,224

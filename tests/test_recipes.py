@@ -57,14 +57,27 @@ def test_the_scripts_take_what_a_recipe_types(recipe, processes, lists, monkeypa
     commands = [shlex.split(line) for line in read_rows(lists / "commands")]
     seen = set()
     for command in commands:
-        script = next((i for i, word in enumerate(command) if word.endswith(("train.py", "eval.py"))), None)
+        script = next(
+            (i for i, word in enumerate(command) if word.endswith(("train.py", "eval.py", "average.py"))), None
+        )
         if script is not None:
-            name = os.path.basename(command[script])[:-3]
+            name = os.path.relpath(command[script], ROOT)[:-3].replace(os.sep, ".")
             monkeypatch.setattr(sys, "argv", command[script:])
             importlib.import_module(name).build_parser().parse_args()
-            assert "--nproc_per_node=2" in command[:script] or name == "eval" or processes == "1"
+            assert "--nproc_per_node=2" in command[:script] or name != "train" or processes == "1"
             seen.add(name)
-    assert seen == {"train", "eval"}
+    assert {"train", "eval"} <= seen
+
+
+def test_a_recipe_averages_with_its_start(lists, trained):
+    environment = {"DATA": ".", "MODEL": "ResNet8", "WEIGHTS": f"{trained}/ResNet8/best"}
+    small = [*TINY, "--num_epochs=1", "--label_smoothing=0", "--freeze_stages=1"]
+    result = run("cub200_quadruplet.sh", lists, *small, **environment)
+    folder = lists / "output_recipes" / "cub200_quadruplet"
+    assert (
+        f"averaged: 0.7 output_recipes/cub200_quadruplet/ResNet8/latest + 0.3 {trained}/ResNet8/best" in result.stdout
+    )
+    assert json.loads((folder / "averaged.json").read_text())["args"]["pretrained_model"].endswith("/averaged")
 
 
 def test_a_recipe_trains_measures_and_goes_on(lists, trained):

@@ -170,6 +170,7 @@ _RIGHT = {
     "sums": _is_plain,
     "folder": lambda value: isinstance(value, str),
     "class_names": lambda value: value is None or _are_names(value),
+    "averaged": lambda value: isinstance(value, str),
 }
 
 

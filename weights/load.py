@@ -69,6 +69,8 @@ def read_weights(path, model=None, which=""):
     source = f"{renamed.writer} {network}" + (f", epoch {state['epoch']}" if state else "")
     if state and os.path.basename(file_name) == EMA_FILE:
         source += ", average over its steps"
+    if state and "averaged" in state:
+        source += f", averaged: {plain(state['averaged'])}"
     if found.prefix:
         source += f", under {plain(found.prefix, 60)!r}"
     return Weights(renamed.tensors, file_name, state, source, sets.not_used(tensors, found), renamed.hint)

@@ -1,0 +1,149 @@
+"""Averages the weights of networks that have their start in common, and writes a checkpoint.
+
+    python weights/average.py output/ResNet50/latest imagenet --shares=0.7,0.3 --output_dir=averaged
+    python eval.py --pretrained_model=averaged
+
+Training makes a network better at the classes that it sees, and lets it forget what tells others apart: the average of
+what it has become and what it was, such as imagenet, often finds classes that training never saw better than either
+(WiSE-FT, Wortsman et al., arXiv 2109.01903). So may that of runs that differ by their seeds or flags (model soups,
+Wortsman et al., arXiv 2203.05482). Nothing is trained: it takes seconds. Choose the shares on classes held out from
+training (data/split.py --holdout), not on those of the test.
+
+The first checkpoint says what the network is. The backbone is averaged; embedding layer, pooling and head, too, where
+all are checkpoints of the same classes and settings, else they are the first's.
+"""
+
+import os
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+from runtime import packages
+
+packages.check()
+
+import numpy as np
+
+import files
+import weights
+from models import IN_WEIGHTS, Settings
+from runtime import process
+from utility import UserError, comma_separated, make_parser, number, parse_typed, plain
+from weights import checkpoint
+
+
+def read_networks(paths):
+    """Reads weights as the backbone that the first of them, a checkpoint, says.
+
+    Returns: ([{name: float32 array}] of the whole networks, the names to average, the first's description).
+    Raises: UserError where one is none, or none of that network.
+    """
+    states, averaged, first = [], None, None
+    for path in paths:
+        name = first.state["settings"]["model"] if first else None
+        found = weights.read_weights(path, name)
+        if not first:
+            if not found.state:
+                raise UserError(f"{path}: not a checkpoint of train.py: the first says what the network is")
+            first, name = found, found.state["settings"]["model"]
+            settings = Settings.settle({}, first.state["settings"], fixed=())
+            settings = settings.with_classes(weights.layer_size(first, "head"))
+            weights.check_layers(first, settings)
+        network = settings.build()
+        print(weights.load_weights(network, found, name, head="fit" if states else "must"))
+        states.append({key: value.numpy() for key, value in network.state_dict().items()})
+        if averaged is None:
+            averaged = list(states[0])
+        elif not _are_alike(found.state, first.state):
+            averaged = [key for key in averaged if key.startswith("backbone.")]
+    return states, averaged, first.state
+
+
+def _are_alike(state, other):
+    """Whether the descriptions of two checkpoints, or None, are of networks whose every layer means the same."""
+    same = bool(state) and state["labels"] == other["labels"]
+    return same and all(state["settings"].get(name) == other["settings"].get(name) for name in IN_WEIGHTS)
+
+
+def average(states, shares, names):
+    """The first of `states` with the tensors `names` averaged over all.
+
+    Args:
+        states: [{name: float32 array}], the arrays of a name of one shape; shares: of each, float, 1 together.
+
+    Returns: {name: float32 array}
+    """
+    mean = dict(states[0])
+    for name in names:
+        parts = (share * state[name].astype(np.float64) for share, state in zip(shares, states))
+        mean[name] = sum(parts).astype(np.float32)
+    return mean
+
+
+def check_shares(shares, count):
+    """The shares of `count` weights; equal where None are given. Raises: UserError where they are no average."""
+    if shares is None:
+        return [1 / count] * count
+    if len(shares) != count:
+        raise UserError(f"--shares: {len(shares)} numbers for {count} weights")
+    if abs(sum(shares) - 1) > 1e-6:
+        raise UserError(f"--shares: they come to {sum(shares):g} rather than 1")
+    return shares
+
+
+def check_folder(folder):
+    """Raises a UserError where the output may not go to `folder`: only an earlier one, or an empty one, is replaced."""
+    if os.path.lexists(folder) and not _is_average(folder):
+        raise UserError(f"--output_dir={folder}: is there already, and no earlier average: give another name")
+    files.make_directory(os.path.dirname(os.path.realpath(folder)))
+
+
+def _is_average(folder):
+    if not os.path.isdir(folder) or files.foreign_entry(folder, checkpoint.CONTENT):
+        return False
+    if not os.listdir(folder):
+        return True
+    try:
+        return bool(checkpoint.read_description(folder).get("averaged"))
+    except UserError:
+        return False
+
+
+def build_parser():
+    parser = make_parser(__doc__)
+    parser.usage = "%(prog)s CHECKPOINT WEIGHTS [WEIGHTS ...] --output_dir=DIR [--shares=X,X,...]"
+    parser.add_argument("first", metavar="CHECKPOINT", help="a checkpoint directory of train.py")
+    parser.add_argument(
+        "others", metavar="WEIGHTS", nargs="+", help="others, or what else --pretrained_model of train.py takes"
+    )
+    parser.add_argument(
+        "--shares",
+        type=comma_separated(number(float, low=0, high=1)),
+        help="of each in the average, such as 0.7,0.3; 1 together (default: equal)",
+    )
+    parser.add_argument("--output_dir", required=True, help="folder for the new checkpoint")
+    return parser
+
+
+def main():
+    args, _ = parse_typed(build_parser())
+    paths, folder = [args.first, *args.others], os.path.normpath(args.output_dir)
+    shares = check_shares(args.shares, len(paths))
+    check_folder(folder)
+    process.start_paddle()
+    states, names, description = read_networks(paths)
+    statistics = [name for name in names if name.endswith(("._mean", "._variance"))]
+    if any(not np.array_equal(state[name], states[0][name]) for state in states[1:] for name in statistics):
+        print(
+            "note: their batch-norm statistics differ, and no average is the right one: train with --freeze_bn=True",
+            file=sys.stderr,
+        )
+    how = " + ".join(f"{share:g} {plain(path, 100)}" for share, path in zip(shares, paths))
+    parts, description = {"model": average(states, shares, names)}, {**description, "averaged": how}
+    checkpoint.write_checkpoint(folder, parts, description, lambda: files.remove_folder(folder, checkpoint.CONTENT))
+    of = "backbone" if len(names) < len(states[0]) else "network"
+    print(f"wrote {plain(folder)}: {of} averaged: {how}")
+
+
+if __name__ == "__main__":
+    process.run_script(main)
