@@ -4,12 +4,17 @@ As a program it reads runs from stdin, a line of JSON each, {"argv", "cwd", "env
 two of which are files that are there, and answers each with a line, its exit status.
 """
 
+import atexit
+import contextlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 
 
 class Server:
@@ -39,14 +44,14 @@ def main():
     for line in sys.stdin:
         child = os.fork()
         if not child:
-            run(json.loads(line))
-            return
+            end(run(json.loads(line)))
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
 def run(job):
-    """In the fork: runs the script as Python would have."""
+    """In the fork: runs the script as Python would have; -> its exit status."""
+    signal.alarm(600)  # a test fails rather than waits for ever
     for descriptor, path in enumerate((os.devnull, job["stdout"], job["stderr"])):
         opened = os.open(path, os.O_RDWR)
         os.dup2(opened, descriptor)
@@ -56,7 +61,28 @@ def run(job):
     os.chdir(job["cwd"])
     sys.argv = job["argv"]
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as error:
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        print(error.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def end(status):
+    """Ends the fork as Python ends, but without the destructors of Paddle's library: they wait for ever for a lock
+    that a thread of the process that was forked may have held at that moment."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -33,30 +33,26 @@ from weights import checkpoint
 
 
 def read_networks(paths):
-    """Reads weights as the backbone that the first of them, a checkpoint, says.
+    """Reads weights, each as the network that the first of them, a checkpoint, is of.
 
     Returns: ([{name: float32 array}] of the whole networks, the names to average, the first's description).
     Raises: UserError where one is none, or none of that network.
     """
-    states, averaged, first = [], None, None
-    for path in paths:
-        name = first.state["settings"]["model"] if first else None
-        found = weights.read_weights(path, name)
-        if not first:
-            if not found.state:
-                raise UserError(f"{path}: not a checkpoint of train.py: the first says what the network is")
-            first, name = found, found.state["settings"]["model"]
-            settings = Settings.settle({}, first.state["settings"], fixed=())
-            settings = settings.with_classes(weights.layer_size(first, "head"))
-            weights.check_layers(first, settings)
+    first = weights.read_weights(paths[0])
+    if not first.state:
+        raise UserError(f"{paths[0]}: not a checkpoint of train.py: the first says what the network is")
+    settings = Settings.settle({}, first.state["settings"], fixed=()).with_classes(weights.layer_size(first, "head"))
+    weights.check_layers(first, settings)
+    found = [first, *(weights.read_weights(path, settings.model) for path in paths[1:])]
+    states = []
+    for one in found:
         network = settings.build()
-        print(weights.load_weights(network, found, name, head="fit" if states else "must"))
-        states.append({key: value.numpy() for key, value in network.state_dict().items()})
-        if averaged is None:
-            averaged = list(states[0])
-        elif not _are_alike(found.state, first.state):
-            averaged = [key for key in averaged if key.startswith("backbone.")]
-    return states, averaged, first.state
+        print(weights.load_weights(network, one, settings.model, head="fit" if states else "must"))
+        states.append({name: value.numpy() for name, value in network.state_dict().items()})
+    names = list(states[0])
+    if not all(_are_alike(one.state, first.state) for one in found):
+        names = [name for name in names if name.startswith("backbone.")]
+    return states, names, first.state
 
 
 def _are_alike(state, other):
