@@ -156,6 +156,8 @@ def test_losses_and_options_train(birds, tmp_path, flags):
     found = re.findall(r"loss_metric ([\d.]+), loss_cls ([\d.]+)", result.stdout)
     assert found and all(float(m) < 100 and 0 < float(c) < 100 for m, c in found)
     assert re.findall("note: without effect.*: (.*)", result.stdout) in ([], ["--samples_each_class"])
+    untrained = "--alpha=0" in flags or "--loss_name=proxyanchorloss" in flags
+    assert ("note: --alpha=0: the head is not trained" in result.stdout) == untrained
     # The checkpoint is rebuilt without any of the flags.
     run("eval.py", *birds.lists, f"--pretrained_model={tmp_path}/ResNet8/latest", "--use_gpu=False")
 

@@ -203,9 +203,11 @@ def read_progress(description):
 
 
 def new_run(flags, typed):
+    flags, found = losses.settle(flags), None
     if parallel.is_first():
         report_idle(flags, typed)
-    flags, found = losses.settle(flags), None
+        if not losses.row(flags["loss_name"]).head and flags["alpha"] == 0:
+            print("note: --alpha=0: the head is not trained: loss_cls, acc1 and acc5 are those it starts with")
     if flags["pretrained_model"]:
         found = weights.read_weights(
             flags["pretrained_model"], flags["model"] or models.DEFAULT_MODEL, flags["weights"]
