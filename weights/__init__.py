@@ -1,8 +1,8 @@
 """Weights that somebody has: formats, the names that others give, official files, loading; and our own checkpoint."""
 
 from utility import boolean
-from weights.formats import read_pickle
 from weights.load import DESCRIBED, Weights, check_layers, layer_size, load_weights, read_weights
+from weights.pickles import read_pickle
 from weights.places import find_weights
 
 __all__ = [
