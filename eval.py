@@ -296,6 +296,8 @@ def head_classes(opened, samples, by_number):
     class_dim, known = opened.settings.class_dim, opened.labels
     if not class_dim:
         print("top-1/top-5: not applicable: this network has no softmax head")
+    elif not opened.head_trained:
+        print("top-1/top-5: not applicable: the run did not train the softmax head (--alpha=0)")
     elif known is None and not by_number:
         print(
             "top-1/top-5: not applicable: which labels the head's classes stand for is not known; --head_labels=True "

@@ -107,11 +107,9 @@ def main():
         reader.report_bad_images(some, found.bad)
         return features.gather(some, found, class_names(some), made_by, source)
 
-    scores = (
-        Scores(samples, opened.labels, opened.class_names)
-        if wants_scores(asked.gallery, opened.settings.class_dim)
-        else None
-    )
+    scores = None if asked.gallery else scores_of(samples, opened)
+    if not (scores or asked.gallery or args.feature_file):
+        return
     shown = scores and not (args.quiet and args.feature_file)
     found = embed(samples, "--input", scores.show if shown else None)
     if indexed:
@@ -169,11 +167,15 @@ def class_names(samples):
     }
 
 
-def wants_scores(gallery, class_dim):
-    """Whether the best class of each picture is printed: not where neighbours are, and not without a head."""
-    if not gallery and not class_dim:
-        print("note: this network has no softmax head, so there are no scores; --feature_file writes the features")
-    return not gallery
+def scores_of(samples, opened):
+    """Scores of extraction.Opened's head; None, with a line why, where it has no head that was trained."""
+    if opened.settings.class_dim and opened.head_trained:
+        return Scores(samples, opened.labels, opened.class_names)
+    why = "this network has no softmax head"
+    if opened.settings.class_dim:
+        why = "the run did not train the softmax head (--alpha=0)"
+    print(f"note: {why}, so there are no scores; --feature_file writes the features")
+    return None
 
 
 def write_results(asked, feature_file, found, gallery):
@@ -245,9 +247,7 @@ class Scores:
         self.found, self.done = set(), 0
 
     def show(self, picture_index, logits):
-        """Takes logits float32 [B, C] of the images `picture_index`, or None."""
-        if logits is None:
-            return
+        """Takes logits float32 [B, C] of the images `picture_index`."""
         if self.labels is not None:
             logits = logits[:, : len(self.labels)]  # a wider head has outputs that stand for no label
         for index, score, best in zip(picture_index, logits.max(axis=1), logits.argmax(axis=1)):

@@ -66,9 +66,8 @@ report      {OUTPUT}/report.html, for a browser: where the network fails
 
 next: your own pictures, a folder for each class, in my_images/images/:
     {PYTHON} data/split.py my_images
-    {PYTHON} train.py --train_list=my_images/my_images_train.txt --val_list=my_images/my_images_val.txt \\
-        --model=ResNet50 --pretrained_model=imagenet --lr=0.001 --train_batch_size=20
-or CUB-200: sh data/download_cub200.sh; the README has a page for each task.
+which ends with the training command for them; or CUB-200: sh data/download_cub200.sh.
+The README goes on from there, and has a page for each task.
 ------------------------------------------------------------------------"""
     )
 

@@ -93,6 +93,11 @@ def row(name):
     return LOSSES[name]
 
 
+def trains_head(flags):
+    """Whether the softmax head learns, of settled {name: value}: with alpha 0, a metric loss leaves it as it began."""
+    return row(flags["loss_name"]).head is not None or flags["alpha"] != 0
+
+
 def settle(flags):
     """{name: value} of all flags, with the loss's own defaults for those that are None and concern it.
 

@@ -10,6 +10,7 @@ import time
 import numpy as np
 
 import files
+import losses
 import models
 import reader
 import weights
@@ -22,11 +23,12 @@ from weights.checkpoint import DESCRIPTION, path_of_run, read_description, resol
 # network: EmbeddingNet, or a function as of `eager` over an exported model; settings: models.Settings as settled;
 # file_name: of its weights, "" for random ones; labels: int64, the labels of the head's classes in their order;
 # trained_labels: int64, those that were trained, sorted (both None where they are not known); class_names: of the
-# labels, list of str or None; chosen_on: see `list_that_chose`; refined: in words, what an exported model does beyond
+# labels, list of str or None; head_trained: False where a run of --alpha=0 left the head as it began; chosen_on: see
+# `list_that_chose`; refined: in words, what an exported model does beyond
 # the network; made_by: what it says of the network that it was made of, see features.made_by, else None.
 Opened = collections.namedtuple(
     "Opened",
-    "network settings file_name labels trained_labels class_names chosen_on refined made_by",
+    "network settings file_name labels trained_labels class_names head_trained chosen_on refined made_by",
     defaults=["", None],
 )
 # features: float32 [N, D], the embeddings; index: int64 [N], the pictures' positions in the list, ascending; bad:
@@ -78,7 +80,8 @@ def open_network(asked, pretrained_model, allow_partial=False, which=""):
     network.eval()
     labels = [np.array(state[name], np.int64) if state else None for name in ("labels", "trained_labels")]
     names = (state or {}).get("class_names")
-    return Opened(network, settings, found.file_name if found else "", *labels, names, list_that_chose(state))
+    file_name = found.file_name if found else ""
+    return Opened(network, settings, file_name, *labels, names, head_was_trained(state), list_that_chose(state))
 
 
 def idle_flags(flags):
@@ -161,7 +164,14 @@ def _open_exported(asked, folder):
     if not made_by:  # of an older version: only this same export is known to give the same features
         program, parameters = (files.sha256(os.path.join(folder, name))[:32] for name in description["files"])
         made_by = [f"weights={parameters}", f"program={program}"]
-    return Opened(run, settings, folder, None, None, None, chosen_on, refined, made_by)
+    return Opened(run, settings, folder, None, None, None, True, chosen_on, refined, made_by)
+
+
+def head_was_trained(state):
+    """Whether the head of a checkpoint learned with its network; True where its description, or None, does not say."""
+    args = (state or {}).get("args", {})
+    name = args.get("loss_name")
+    return not (isinstance(name, str) and name in losses.LOSSES) or losses.trains_head({"alpha": None, **args})
 
 
 def list_that_chose(state):

@@ -159,7 +159,23 @@ def test_losses_and_options_train(birds, tmp_path, flags):
     untrained = "--alpha=0" in flags or "--loss_name=proxyanchorloss" in flags
     assert ("note: --alpha=0: the head is not trained" in result.stdout) == untrained
     # The checkpoint is rebuilt without any of the flags.
-    run("eval.py", *birds.lists, f"--pretrained_model={tmp_path}/ResNet8/latest", "--use_gpu=False")
+    out = run("eval.py", *birds.lists, f"--pretrained_model={tmp_path}/ResNet8/latest", "--use_gpu=False").stdout
+    assert ("not applicable: the run did not train the softmax head (--alpha=0)" in out) == untrained
+
+
+def test_a_head_that_was_not_trained_gives_no_scores(birds, tmp_path):
+    train(birds, tmp_path, *QUICK, "--alpha=0", "--eval_every=0", "--total_images=8")
+    command = [
+        "infer.py",
+        f"--pretrained_model={tmp_path}/ResNet8/latest",
+        f"--input={birds.val_list}",
+        "--use_gpu=False",
+    ]
+    out = run(*command).stdout
+    assert "note: the run did not train the softmax head (--alpha=0), so there are no scores" in out
+    assert "Test-0-score" not in out
+    out = run(*command, f"--feature_file={tmp_path}/features.npz").stdout
+    assert "Test-0-score" not in out and (tmp_path / "features.npz").exists()
 
 
 def test_flags_of_other_losses_are_named(birds, tmp_path):

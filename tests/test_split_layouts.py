@@ -13,7 +13,6 @@ from conftest import ROOT, SMALL, draw_birds, read_rows, run
 from test_split import JPEG, fails, lists, make, split
 
 import reader
-import sampler
 from training import data
 from utility import UserError
 
@@ -169,36 +168,31 @@ def next_words(*flags):
 
 
 @pytest.mark.parametrize(
-    ("classes", "count", "wanted"),
-    [
-        (4, 5, ["--train_batch_size=8", "--num_epochs=60"]),
-        (12, 500, ["--train_batch_size=20", "--num_epochs=20"]),
-        (200, 2, ["--train_batch_size=20", "--samples_each_class=2", "--num_epochs=60"]),
-        (40, 5000, ["--train_batch_size=20", "--num_epochs=5"]),
-    ],
+    ("classes", "count", "epochs"), [(4, 5, 60), (100, 30, 20), (12, 100, 50), (200, 2, 60), (40, 5000, 10)]
 )
-def test_the_next_command_suits_the_classes(classes, count, wanted):
+def test_the_next_command_takes_some_500_steps(classes, count, epochs):
     found = [split.Class(i, f"{i}", f"{i}", range(count)) for i in range(classes)]
     words = split.next_command({"train": found[: classes // 2], "val": []}, {"train": "t", "val": "v"}, "x")
-    assert [word for word in words if word.startswith(("--train_b", "--samples", "--num_e"))] == wanted
-    samples = reader.Samples([], np.repeat(np.arange(classes // 2), count), None, None)
-    size, k = int(wanted[0].split("=")[1]), 2 if len(wanted) == 3 else 4
-    assert data.check_batch(samples, data.Batching("tripletloss", size, k)) == size
+    assert [word for word in words if word.startswith("--num_epochs")] == [f"--num_epochs={epochs}"]
 
 
-@pytest.mark.parametrize(
-    "sizes", [[2, 3], [4, 2], [5, 5, 5, 2, 2], [1, 1, 5], [1, 9], [1, 1, 1, 2, 2], [1, 4, 4, 4, 4], [2, 2, 5, 5, 9, 1]]
-)
-def test_the_next_command_suits_small_classes(sizes):
+@pytest.mark.parametrize("sizes", [[2, 3], [1, 1, 5], [9, 1, 2], [40, 40, 40]])
+def test_the_next_command_takes_any_classes(sizes):
+    """Its loss compares with proxies of the classes: no picture needs another of its class in the batch."""
     classes = [split.Class(i, f"{i}", f"{i}", range(size)) for i, size in enumerate(sizes)]
     words = split.next_command({"train": classes, "val": []}, {"train": "t", "val": "v"}, "x")
     flags = dict(word[2:].split("=") for word in words if "=" in word)
-    size, k = int(flags["train_batch_size"]), int(flags.get("samples_each_class", 4))
-    samples = reader.Samples([], np.repeat(np.arange(len(sizes)), sizes), None, None)
-    batching = data.Batching("tripletloss", size, k, flags.get("small_classes", "fill"))
-    assert data.check_batch(samples, batching) == size
-    draw = sampler.filled_batches if batching.fills(samples.labels) else sampler.class_balanced_batches
-    assert all(len(batch) == size for batch in draw(samples.labels, size, k, 0, 0, 50))
+    samples = reader.Samples(["x"] * sum(sizes), np.repeat(np.arange(len(sizes)), sizes), None, None)
+    batching = data.Batching(flags["loss_name"], int(flags["train_batch_size"]), 4)
+    assert data.check_batch(samples, batching) == min(60, sum(sizes))
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_the_readme_has_the_next_command(page):
+    with open(os.path.join(ROOT, page), encoding="utf-8") as file:
+        text = file.read()
+    command = text[text.index("python data/split.py my_images") :].split("```")[0]
+    assert set(split.FINE_TUNING) <= set(shlex.split(command))
 
 
 def test_the_next_command_runs(tmp_path, server):

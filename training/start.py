@@ -206,7 +206,7 @@ def new_run(flags, typed):
     flags, found = losses.settle(flags), None
     if parallel.is_first():
         report_idle(flags, typed)
-        if not losses.row(flags["loss_name"]).head and flags["alpha"] == 0:
+        if not losses.trains_head(flags):
             print("note: --alpha=0: the head is not trained: loss_cls, acc1 and acc5 are those it starts with")
     if flags["pretrained_model"]:
         found = weights.read_weights(
@@ -229,8 +229,8 @@ def report_idle(flags, typed):
     why = {
         "lr_epochs": flags["lr_strategy"] != "piecewise_decay" and f"--lr_strategy={flags['lr_strategy']}",
         "head_scale": not loss.head and flags["head"] != "cosine" and "the head is linear",
-        "label_smoothing": not loss.head and flags["alpha"] == 0 and "--alpha=0",
-        "dropout": not loss.head and flags["alpha"] == 0 and "--alpha=0",
+        "label_smoothing": not losses.trains_head(flags) and "--alpha=0",
+        "dropout": not losses.trains_head(flags) and "--alpha=0",
         "patience": flags["eval_every"] == 0 and "--eval_every=0",
         "test_batch_size": flags["eval_every"] == 0 and not flags["eval_at_start"] and "--eval_every=0",
         "batch_size": flags["train_batch_size"] != flags["batch_size"] and "--train_batch_size overrides it",
