@@ -14,7 +14,7 @@
 . "$(dirname "$0")/common.sh"
 train --loss_name=proxyanchorloss --embedding_norm=layer \
     --pooling=max --image_shape=3,192,192 --min_area=0.16 --train_batch_size=60 --freeze_stages=2 \
-    --optimizer=adamw --lr=1e-4 --head_lr_scale=10 --weight_decay=4e-4 \
+    --optimizer=adamw --lr=1e-4 --weight_decay=4e-4 \
     --lr_strategy=cosine_decay --warmup_epochs=1 --num_epochs=10 --freeze_bn=True --seed=1 "$@"
 measure recall --image_shape=3,256,256
 average 0.7,0.3

@@ -208,6 +208,7 @@ def test_flags_without_effect_are_noted(capsys):
         ("--lr_epochs=2 --lr_strategy=cosine_decay", "--lr_epochs (--lr_strategy=cosine_decay)"),
         ("--patience=3 --eval_every=0", "--patience (--eval_every=0)"),
         ("--label_smoothing=0.1 --alpha=0", "--label_smoothing (--alpha=0)"),
+        ("--head_lr_scale=10 --alpha=0", "--head_lr_scale (--alpha=0)"),
         ("--label_smoothing=0.1 --loss_name=softmax --alpha=0", "on softmax: --alpha"),
         ("--head_scale=9", "--head_scale (the head is linear)"),
         ("--memory_size=8 --loss_name=marginloss --memory_start_epoch=200", "(after the last of 120 epochs)"),

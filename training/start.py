@@ -17,7 +17,7 @@ from runtime import parallel, process
 from training import parts as run_parts
 from training import tensorboard
 from training.run import LOG_FILE, Progress, Run
-from utility import UserError, boolean, check_values, note_idle, number, plain
+from utility import UserError, boolean, check_values, note_idle, number, number_of, plain
 from weights import Weights
 from weights.checkpoint import (
     CONTENT,
@@ -165,7 +165,7 @@ def find_start(flags, typed, parser):
         if progress.epoch + 1 < epochs:
             raise UserError(f"{start.checkpoint}: ended by --patience={settings.patience}: a larger one goes on")
         raise UserError(
-            f"{start.checkpoint}: has all of its {progress.epoch + 1} epochs: a larger --num_epochs than "
+            f"{start.checkpoint}: has all of its {number_of(progress.epoch + 1, 'epoch')}: a larger --num_epochs than "
             f"{max(epochs, progress.epoch + 1)} goes on"
         )
     return start
@@ -226,24 +226,25 @@ def report_idle(flags, typed):
     if idle:
         print(f"note: without effect on {flags['loss_name']}: {', '.join(f'--{name}' for name in idle)}")
     epochs, loss = flags["num_epochs"], losses.row(flags["loss_name"])
+    no_head = not losses.trains_head(flags) and "--alpha=0"
+    whole = number_of(epochs, "epoch")
     why = {
         "lr_epochs": flags["lr_strategy"] != "piecewise_decay" and f"--lr_strategy={flags['lr_strategy']}",
         "head_scale": not loss.head and flags["head"] != "cosine" and "the head is linear",
-        "label_smoothing": not losses.trains_head(flags) and "--alpha=0",
-        "dropout": not losses.trains_head(flags) and "--alpha=0",
+        **dict.fromkeys(("head_lr_scale", "label_smoothing", "dropout"), no_head),
         "patience": flags["eval_every"] == 0 and "--eval_every=0",
         "test_batch_size": flags["eval_every"] == 0 and not flags["eval_at_start"] and "--eval_every=0",
         "batch_size": flags["train_batch_size"] != flags["batch_size"] and "--train_batch_size overrides it",
         "weights": not flags["pretrained_model"] and "no --pretrained_model",
         "allow_partial": not flags["pretrained_model"] and "no --pretrained_model",
         "force": not flags["checkpoint"] and "no --checkpoint",
-        "memory_start_epoch": flags["memory_start_epoch"] >= epochs and f"after the last of {epochs} epochs",
+        "memory_start_epoch": flags["memory_start_epoch"] >= epochs and f"after the last of {whole}",
     }
     note_idle({name: reason for name, reason in why.items() if reason and name not in idle}, typed)
     if flags["warmup_epochs"] >= epochs:
-        print(f"note: the rate never comes to --lr: --warmup_epochs={flags['warmup_epochs']:g} of {epochs} epochs")
+        print(f"note: the rate never comes to --lr: --warmup_epochs={flags['warmup_epochs']:g} of {whole}")
     if flags["warmup_head_epochs"] >= epochs:
-        print(f"note: the backbone never trains: --warmup_head_epochs={flags['warmup_head_epochs']} of {epochs} epochs")
+        print(f"note: the backbone never trains: --warmup_head_epochs={flags['warmup_head_epochs']} of {whole}")
 
 
 def settled_flags(settings):
