@@ -95,7 +95,9 @@ def main():
     network = engine.prepare(
         network, utility.fill(engine.EngineOptions, args), args.image_shape, pictures, opened.file_name
     )
-    whitening = refine.find_whitening(refinement, network, reading, args.batch_size, args.data_dir)
+    whitening = refine.find_whitening(
+        refinement, opened, network, reading, args.batch_size, args.data_dir, engine.precision_in_use(args.precision)
+    )
     head = HeadFigures(head_classes(opened, query, args.head_labels), args.quiet)
     found = extraction.extract(network, query, reading, args.batch_size, head.add if head.classes is not None else None)
     found_gallery = extraction.extract(network, gallery, reading, args.batch_size) if gallery else None

@@ -86,7 +86,9 @@ def main():
     network = refine.refined(opened.network, refinement)
     count = sum(len(some.paths) for some in (samples, indexed) if some)
     network = engine.prepare(network, options, args.image_shape, count, opened.file_name)
-    whitening = refine.find_whitening(refinement, network, reading, args.batch_size, args.data_dir)
+    whitening = refine.find_whitening(
+        refinement, opened, network, reading, args.batch_size, args.data_dir, engine.precision_in_use(options.precision)
+    )
     if args.export_dir and parallel.is_first():
         export_model(args.export_dir, opened, refinement, whitening)
     if not samples:
@@ -96,7 +98,7 @@ def main():
     if parallel.is_first() and (asked.gallery or args.feature_file):
         made_by = features.made_by(opened, refinement, whitening, engine.precision_in_use(options.precision))
         if gallery and not indexed:
-            features.check_made_by(gallery, made_by)
+            features.check_made_by(gallery.source, gallery.made_by, made_by)
 
     def embed(some, source, on_batch=None):
         """features.Gallery of Samples; None on all ranks but 0."""

@@ -43,16 +43,9 @@ PARTS = {
 # train.py's flags in the command to type next: those of recipes/cub200_proxyanchor.sh, which raise recall on unseen
 # classes most of all that was tried in as many minutes (docs/results.md).
 FINE_TUNING = (
-    *("--model=ResNet50", "--pretrained_model=imagenet", "--loss_name=proxyanchorloss", "--embedding_norm=layer"),
-    *(
-        "--pooling=max",
-        "--freeze_bn=True",
-        "--freeze_stages=2",
-        "--optimizer=adamw",
-        "--lr=1e-4",
-        "--weight_decay=4e-4",
-    ),
-    *("--lr_strategy=cosine_decay", "--warmup_epochs=1", "--train_batch_size=60"),
+    "--model=ResNet50 --pretrained_model=imagenet --loss_name=proxyanchorloss --embedding_norm=layer --pooling=max "
+    "--freeze_bn=True --freeze_stages=2 --optimizer=adamw --lr=1e-4 --weight_decay=4e-4 --lr_strategy=cosine_decay "
+    "--warmup_epochs=1 --train_batch_size=60 --min_area=0.16"
 )
 
 
@@ -407,7 +400,7 @@ def next_command(lists, paths, name):
         *("python", os.path.relpath(os.path.join(ROOT, "train.py"))),
         f"--train_list={paths[train]}",
         f"--val_list={paths[val]}" if validates else "--eval_every=0",
-        *FINE_TUNING,
+        *FINE_TUNING.split(),
         f"--num_epochs={min(60, max(10, math.ceil(500 / steps)))}",  # 500 steps, where 60 epochs are as many
         f"--model_save_dir=output_{name}",
     ]

@@ -116,24 +116,25 @@ def hash_of_arrays(items):
     return digest.hexdigest()[:32]
 
 
-def check_made_by(gallery, wanted):
-    """Raises a UserError where a gallery's features can't be compared with those of the network in use.
+def check_made_by(source, there, here, way_out=None):
+    """Raises a UserError where the features of a file can't be compared with those of the network in use.
 
     What can, but not to the last digit, or is not known, is noted.
 
     Args:
-        wanted: texts as of `made_by`, of the queries.
+        source: what messages call the file; there: its texts as of `made_by`, or None; here: those of the network.
+        way_out: what to do about it; None: of a gallery.
     """
-    there = dict(text.partition("=")[::2] for text in gallery.made_by or ())
-    here = dict(text.partition("=")[::2] for text in wanted)
-    source = plain(gallery.source, 1000)
+    there = dict(text.partition("=")[::2] for text in there or ())
+    here = dict(text.partition("=")[::2] for text in here)
+    source = plain(source, 1000)
     for name in [name for name in here if name in there and name not in ("weights", "precision")]:
         if there[name] != here[name]:
             values = f"{plain(there[name], 100)} there, {plain(here[name], 100)} here"
-            way_out = _WHITEN_ONCE if name == "whitening" else _WAY_OUT
+            way_out = way_out or (_WHITEN_ONCE if name == "whitening" else _WAY_OUT)
             raise UserError(f"{source}: its features are of another {name}: {values}: {way_out}")
     if there.get("weights", here["weights"]) != here["weights"]:
-        raise UserError(f"{source}: its features are of other weights than those in use: {_WAY_OUT}")
+        raise UserError(f"{source}: its features are of other weights than those in use: {way_out or _WAY_OUT}")
     if "weights" not in there:
         print(f"note: {source} does not say of which weights its features are: taken as these")
     elif there.get("precision", here.get("precision")) != here.get("precision"):

@@ -21,11 +21,12 @@ import numpy as np
 
 import files
 import reader
-from retrieval import extraction
+from retrieval import extraction, features
 from runtime import parallel
 from utility import UserError, boolean, comma_separated, number
 
-# mean: float32 [D]; matrix: float32 [D, K]; views: a text, of which views of a picture it was learned.
+# mean: float32 [D]; matrix: float32 [D, K]; views: a text, of which views of a picture it was learned. A file of it has
+# made_by, too, texts as of features.made_by.
 Whitening = collections.namedtuple("Whitening", "mean matrix views")
 
 
@@ -114,36 +115,41 @@ def list_to_learn_from(refinement):
 # ---------------------------------------------------------------- whitening
 
 
-def find_whitening(refinement, network, reading, batch_size, data_dir):
+def find_whitening(refinement, opened, network, reading, batch_size, data_dir, precision):
     """The Whitening that --whiten means, saved where asked; None without it, and on all ranks but 0.
 
     Args:
-        network: what is to be whitened, as of `refined` or of engine.prepare.
+        opened: extraction.Opened; network: what is to be whitened, made of it by `refined` or engine.prepare.
         reading: reader.Reading.
         data_dir: of relative paths in a list, or None.
+        precision: float32, bf16 or float16.
+
+    Raises: UserError for a file of another network's features, or of a whitening that was learned from such.
     """
     path = refinement.whiten
     if not path:
         return None
-    arrays = _read_arrays(path)
+    arrays, made_by = _read_arrays(path), features.made_by(opened, refinement, None, precision)
     if "matrix" in arrays:
         whitening = Whitening(arrays["mean"], arrays["matrix"], str(arrays["views"]))
         if whitening.views != refinement.views:
             raise UserError(f"{path}: learned from {whitening.views or 'plain pictures'}: give the same flags")
-    else:
-        features = arrays.get("features")
-        if features is None:
-            found = extraction.extract(
-                network, reader.read_list(path, data_dir, need_labels=False), reading, batch_size
-            )
-            features = found.features if found else None
+    if arrays and parallel.is_first():
+        there = arrays["made_by"].tolist() if "made_by" in arrays else None
+        features.check_made_by(path, there, made_by, "learn from features of these weights and flags")
+    if "matrix" not in arrays:
+        learned_from = arrays.get("features")
+        if learned_from is None:
+            samples = reader.read_list(path, data_dir, need_labels=False)
+            found = extraction.extract(network, samples, reading, batch_size)
+            learned_from = found.features if found else None
         if not parallel.is_first():
             return None
-        mean, matrix = learn(features, refinement.whiten_size, refinement.whiten_power, path)
+        mean, matrix = learn(learned_from, refinement.whiten_size, refinement.whiten_power, path)
         whitening = Whitening(mean, matrix, refinement.views)
     if refinement.save_whiten and parallel.is_first():
         with files.atomic_write(refinement.save_whiten, "wb") as file:
-            np.savez(file, **whitening._asdict())
+            np.savez(file, **whitening._asdict(), made_by=np.array(made_by))
     return whitening
 
 
@@ -153,7 +159,7 @@ def _read_arrays(path):
         return {}
     try:
         with np.load(path) as file:
-            arrays = {name: file[name] for name in set(file.files) & {"features", "mean", "matrix", "views"}}
+            arrays = {name: file[name] for name in set(file.files) & {"features", "mean", "matrix", "views", "made_by"}}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{path}: cannot read: {error}") from None
     if not ({"mean", "matrix", "views"} <= set(arrays) or arrays.get("features", np.zeros(0)).ndim == 2):

@@ -180,3 +180,10 @@ def test_mistakes(birds, trained, tmp_path):
     run("eval.py", *flags, f"--whiten={birds.train_list}", f"--save_whiten={tmp_path}/w.npz")
     message = run("eval.py", *flags, f"--whiten={tmp_path}/w.npz", "--flip=True", status=2).stderr
     assert "w.npz: learned from plain pictures: give the same flags" in message
+    message = run("eval.py", *flags, f"--whiten={tmp_path}/w.npz", "--test_transform=resize", status=2).stderr
+    assert "w.npz: its features are of another test_transform: center_crop there, resize here: learn" in message
+    other = [*SMALL, *birds.lists, f"--whiten={tmp_path}/w.npz"]  # random weights
+    assert "w.npz: its features are of other weights" in run("eval.py", *other, status=2).stderr
+    run("infer.py", *other[:-1], f"--feature_file={tmp_path}/f.npz")
+    message = run("eval.py", *flags, f"--whiten={tmp_path}/f.npz", status=2).stderr
+    assert "f.npz: its features are of other weights" in message

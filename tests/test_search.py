@@ -132,7 +132,7 @@ def test_other_types_and_older_files_are_read(tmp_path, capsys, kind):
     found = features.open_features(path)
     order, _ = sorted_cosines(gallery.features, gallery.features)
     assert np.array_equal(neighbours.nearest(gallery.features, found.features, 3).index, order[:, :3])
-    features.check_made_by(found, ["weights=1", "model=M"])
+    features.check_made_by(found.source, found.made_by, ["weights=1", "model=M"])
     assert capsys.readouterr().out == f"note: {path} does not say of which weights its features are: taken as these\n"
 
 
@@ -318,8 +318,7 @@ def test_a_gallery_of_other_weights_or_size(found, birds, tmp_path):
     err = run("infer.py", *flags, f"--gallery={tmp_path}/old.npz", status=2).stderr
     assert "another size: 9 there, 64 here" in err and err.count("\n") == 1
     # Another precision is told from other weights, and noted.
-    assert features.check_made_by(a_gallery()._replace(made_by=["weights=1", "precision=bf16"]),
-                                  ["weights=1", "precision=float32"]) is None  # fmt: skip
+    features.check_made_by("g.npz", ["weights=1", "precision=bf16"], ["weights=1", "precision=float32"])
 
 
 def test_the_exported_model_searches_too(found, birds, tmp_path):

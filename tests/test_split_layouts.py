@@ -192,7 +192,7 @@ def test_the_readme_has_the_next_command(page):
     with open(os.path.join(ROOT, page), encoding="utf-8") as file:
         text = file.read()
     command = text[text.index("python data/split.py my_images") :].split("```")[0]
-    assert set(split.FINE_TUNING) <= set(shlex.split(command))
+    assert set(split.FINE_TUNING.split()) <= set(shlex.split(command))
 
 
 def test_the_next_command_runs(tmp_path, server):
