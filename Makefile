@@ -31,14 +31,15 @@ help:
 quickstart: $(VENV)/installed
 	$(RUN) quickstart.py
 
+# Three test processes, also on two cores: the tests wait for others that start, stop and die.
 test: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest -n 2 --dist worksteal
+	$(RUN) -m pytest -n 3 --dist worksteal
 
 test-2.6:
 	$(MAKE) VENV=.venv-2.6 REQUIREMENTS=requirements-2.6.txt OPTIONAL= PADDLE_INDEX= .venv-2.6/installed-dev
-	.venv-2.6/bin/python -m pytest -n 2 --dist worksteal tests/test_scripts.py tests/test_bad_input.py tests/test_layouts.py \
+	.venv-2.6/bin/python -m pytest -n 3 --dist worksteal tests/test_scripts.py tests/test_bad_input.py tests/test_layouts.py \
 		tests/test_formats.py tests/test_load.py tests/test_models.py tests/test_faults.py tests/test_continue.py \
 		tests/test_losses.py tests/test_pair_losses.py tests/test_recipe.py tests/test_refine.py tests/test_parallel.py \
 		tests/test_disks.py tests/test_pictures.py tests/test_home.py \

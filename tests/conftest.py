@@ -21,7 +21,7 @@ from runtime import process
 # What the scripts keep for the next run, they keep here rather than in the cache of whoever runs the tests.
 CACHE = tempfile.TemporaryDirectory()
 os.environ["DEEP_METRIC_LEARNING_CACHE"] = CACHE.name
-# Two test processes share the machine.
+# Several test processes share the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 process.start_paddle()
 FORKS = forks.Server()
