@@ -179,7 +179,7 @@ def test_infer_without_images(trained, inputs):
 
 def test_a_checkpoint_that_cannot_be_continued(birds, trained, tmp_path):
     latest = f"{trained}/ResNet8/latest"
-    assert "has all of its 1 epochs: a larger --num_epochs than 1" in fails("train.py", f"--checkpoint={latest}")
+    assert "has all of its 1 epoch: a larger --num_epochs than 1" in fails("train.py", f"--checkpoint={latest}")
     message = fails("train.py", *birds.lists, f"--model_save_dir={tmp_path}", "--checkpoint=latest")
     assert f"{tmp_path}: --checkpoint=latest, but there is no checkpoint to continue" in message
     message = fails("train.py", f"--checkpoint={latest}", "--pretrained_model=x", "--num_epochs=2")

@@ -43,7 +43,7 @@ def test_sop_from_its_archive_to_the_lists(tmp_path):
     assert "Stanford_Online_Products.zip is not the published file: it has " in result.stderr
     assert "train: 8 images of 4 classes instead of 59551 of 11318; val: 8 images of 4 classes" in result.stderr
     assert f"found Stanford Online Products, by its published lists: 16 images of 8 classes in {home}" in result.stdout
-    assert "--samples_each_class=2" in result.stdout and f"--train_list={home}/SOP_train.txt" in result.stdout
+    assert "--loss_name=proxyanchorloss" in result.stdout and f"--train_list={home}/SOP_train.txt" in result.stdout
     train, val, classes = lists(home, "SOP", "train", "val", "classes")
     assert train[0] == "coffee_maker_final/111001_0.JPG 1" and val[-1] == "bicycle_final/122322_1.JPG 11322"
     assert classes[0] == "1 coffee_maker 111001" and len(classes) == 8
