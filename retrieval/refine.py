@@ -162,7 +162,9 @@ def _read_arrays(path):
             arrays = {name: file[name] for name in set(file.files) & {"features", "mean", "matrix", "views", "made_by"}}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{path}: cannot read: {error}") from None
-    if not ({"mean", "matrix", "views"} <= set(arrays) or arrays.get("features", np.zeros(0)).ndim == 2):
+    texts = arrays.get("made_by", np.array([""]))
+    known = texts.ndim == 1 and texts.dtype.kind == "U"
+    if not known or not ({"mean", "matrix", "views"} <= set(arrays) or arrays.get("features", np.zeros(0)).ndim == 2):
         raise UserError(f"{path}: neither features of infer.py nor a whitening that was saved")
     return arrays
 

@@ -168,11 +168,14 @@ def test_mistakes(birds, trained, tmp_path):
     flags = [*SMALL, *birds.lists, f"--pretrained_model={trained}/ResNet8/latest"]
     text = tmp_path / "x.npz"
     np.savez(text, other=np.ones(3))
+    odd = tmp_path / "odd.npz"
+    np.savez(odd, features=np.ones((3, 4)), made_by=np.ones(2))
     for flag, wanted in (
         (["--save_whiten=w.npz"], "--save_whiten: nothing is whitened"),
         (["--join_scales=True"], "--join_scales=True: there is one size"),
         ([f"--whiten={tmp_path}/nothing.npz"], "nothing.npz: no such file"),
         ([f"--whiten={text}"], "x.npz: neither features of infer.py nor a whitening"),
+        ([f"--whiten={odd}"], "odd.npz: neither features of infer.py nor a whitening"),
         (["--scales=0"], "--scales"),
     ):
         message = run("eval.py", *flags, *flag, status=2).stderr
