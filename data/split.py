@@ -42,10 +42,11 @@ PARTS = {
 }
 # train.py's flags in the command to type next: those of recipes/cub200_proxyanchor.sh, which raise recall on unseen
 # classes most of all that was tried in as many minutes (docs/results.md).
+BATCH = 60
 FINE_TUNING = (
     "--model=ResNet50 --pretrained_model=imagenet --loss_name=proxyanchorloss --embedding_norm=layer --pooling=max "
     "--freeze_bn=True --freeze_stages=2 --optimizer=adamw --lr=1e-4 --weight_decay=4e-4 --lr_strategy=cosine_decay "
-    "--warmup_epochs=1 --train_batch_size=60 --min_area=0.16"
+    f"--warmup_epochs=1 --train_batch_size={BATCH} --min_area=0.16"
 )
 
 
@@ -395,7 +396,7 @@ def next_command(lists, paths, name):
     if len(classes) < 2 or all(len(one.images) == 1 for one in classes):
         return None
     validates = any(len(one.images) > 1 for one in lists.get(val, ()))
-    steps = max(1, sum(len(one.images) for one in classes) // 60)
+    steps = max(1, sum(len(one.images) for one in classes) // BATCH)
     return [
         *("python", os.path.relpath(os.path.join(ROOT, "train.py"))),
         f"--train_list={paths[train]}",

@@ -24,8 +24,8 @@ from weights.checkpoint import DESCRIPTION, path_of_run, read_description, resol
 # file_name: of its weights, "" for random ones; labels: int64, the labels of the head's classes in their order;
 # trained_labels: int64, those that were trained, sorted (both None where they are not known); class_names: of the
 # labels, list of str or None; head_trained: False where a run of --alpha=0 left the head as it began; chosen_on: see
-# `list_that_chose`; refined: in words, what an exported model does beyond
-# the network; made_by: what it says of the network that it was made of, see features.made_by, else None.
+# `list_that_chose`; refined: in words, what an exported model does beyond the network; made_by: what it says of the
+# network that it was made of, see features.made_by, else None.
 Opened = collections.namedtuple(
     "Opened",
     "network settings file_name labels trained_labels class_names head_trained chosen_on refined made_by",
