@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import time
 
 import pytest
 from conftest import TINY, run
@@ -47,6 +48,16 @@ def test_events_are_those_of_the_log(birds, tmp_path):
     assert [row[:2] for row in found] == [row[:2] for row in wanted] and len(found) > 40
     assert [row[2] for row in found] == pytest.approx([row[2] for row in wanted], rel=1e-6)
     assert starts == [0, steps + 1]
+
+
+def test_runs_of_one_second_have_files_of_their_own(monkeypatch, tmp_path):
+    pytest.importorskip("tensorboardX")
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    for epoch in range(2):
+        sink = tensorboard.TensorBoard(str(tmp_path), Progress(5, epoch=epoch))
+        sink({"epoch": epoch, "step": 0, "lr": epoch})
+        sink.writer.close()
+    assert scalars(tmp_path / "tensorboard") == ([("train/lr", 1, 0.0), ("train/lr", 6, 1.0)], [0, 6])
 
 
 def test_missing_package_is_one_line(monkeypatch):

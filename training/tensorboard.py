@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import time
 
 import files
 from utility import UserError
@@ -33,7 +34,9 @@ class TensorBoard:
         done = progress.epoch * progress.steps + progress.step
         folder = os.path.join(path, FOLDER)
         files.make_directory(folder)
-        self.writer = SummaryWriter(folder, purge_step=done + 1 if done else 0)
+        # The names that the package gives are of whole seconds, and a second file of a name replaces the first.
+        suffix = f".{time.time_ns()}"
+        self.writer = SummaryWriter(folder, purge_step=done + 1 if done else 0, filename_suffix=suffix)
 
     def __call__(self, record):
         if "eval" in record:
