@@ -71,15 +71,17 @@ def build_parser():
 def main():
     parser = build_parser()
     args, typed = utility.parse_typed(parser)
-    args = argparse.Namespace(**protocols.follow(extraction.lists_of_run(vars(args), typed), typed))
+    flags, train_data_dir = extraction.lists_of_run(vars(args), typed)
+    args = argparse.Namespace(**protocols.follow(flags, typed))
     utility.note_idle(idle_flags(vars(args)), typed)
     process.join_early(args.use_gpu, args.seed)
     query = reader.read_list(args.val_list, args.data_dir)
     gallery = reader.read_list(args.gallery_list, args.data_dir) if args.gallery_list else None
     refinement = utility.fill(refine.Refinement, args)
-    refine.check_refinement(refinement)
-    apart = {"training images": args.train_list, "learned from by --whiten": refine.list_to_learn_from(refinement)}
-    check_lists(query, gallery, apart, args.data_dir, args.on_bad_image)
+    to_learn_from = refine.check_refinement(refinement, args.data_dir, args.on_bad_image)
+    trained = reader.read_list(args.train_list, train_data_dir, need_labels=False) if args.train_list else None
+    apart = {"training images": trained, "learned from by --whiten": to_learn_from}
+    check_lists(query, gallery, apart, args.on_bad_image)
     check_outputs(args.output_json, args.report)
     pictures = sum(len(samples.paths) for samples in (query, gallery) if samples)
     more = figures.check_options(utility.fill(figures.Options, args), pictures)
@@ -96,15 +98,13 @@ def main():
         network, utility.fill(engine.EngineOptions, args), args.image_shape, pictures, opened.file_name
     )
     whitening = refine.find_whitening(
-        refinement, opened, network, reading, args.batch_size, args.data_dir, engine.precision_in_use(args.precision)
+        refinement, opened, network, reading, args.batch_size, to_learn_from, engine.precision_in_use(args.precision)
     )
     head = HeadFigures(head_classes(opened, query, args.head_labels), args.quiet)
     found = extraction.extract(network, query, reading, args.batch_size, head.add if head.classes is not None else None)
     found_gallery = extraction.extract(network, gallery, reading, args.batch_size) if gallery else None
     if not parallel.is_first():
         return
-    reader.report_bad_images(query, found.bad)
-    reader.report_bad_images(gallery, found_gallery.bad if gallery else [])
     found, found_gallery = (refine.whitened(some, whitening) for some in (found, found_gallery))
     search = searched(query, found, gallery, found_gallery, args.exclude_self)
     measured = figures.measure(search, args.recall_at, more, in_place=True, every_pair=bool(args.report))
@@ -196,11 +196,11 @@ def log_of_run(pretrained_model):
     return Run(os.path.dirname(path)).read_log() if extraction.flags_of_run(path) else None
 
 
-def check_lists(query, gallery, apart, data_dir, on_bad_image):
+def check_lists(query, gallery, apart, on_bad_image):
     """Raises a UserError where there is nothing to find, or where pictures are missing; reports what is there twice.
 
     Args:
-        apart: {what its pictures are: list file or None} of lists that should have no picture of the queries.
+        apart: {what its pictures are: Samples or None} of lists that should have no picture of the queries.
     """
     if gallery and not np.isin(query.labels, gallery.labels).any():
         raise UserError(f"{gallery.source}: has no image of any class of {query.source}: nothing to find")
@@ -209,9 +209,8 @@ def check_lists(query, gallery, apart, data_dir, on_bad_image):
         for samples in both:
             lists.check_files(samples)
     if parallel.is_first():
-        apart = {what: path for what, path in apart.items() if path}
-        others = [reader.read_list(path, data_dir, need_labels=False) for path in apart.values()]
-        identities = lists.identify(*both, *others)
+        apart = {what: samples for what, samples in apart.items() if samples}
+        identities = lists.identify(*both, *apart.values())
         for samples, identity in zip(both, identities):
             lists.report_repeated(samples, identity)
         for what, identity in zip(apart, identities[len(both) :]):

@@ -25,6 +25,7 @@ from runtime import packages
 
 packages.check()
 
+import collections
 import dataclasses
 import os
 
@@ -76,7 +77,7 @@ def main():
     for some in (samples, indexed):
         if some and args.on_bad_image == "fail":
             lists.check_files(some)
-    refine.check_refinement(refinement)
+    to_learn_from = refine.check_refinement(refinement, args.data_dir, args.on_bad_image)
     process.start_paddle(args.use_gpu, args.seed)
     opened = extraction.open_network(vars(args), args.pretrained_model, args.allow_partial, args.weights)
     vars(args).update(dataclasses.asdict(opened.settings))
@@ -87,7 +88,7 @@ def main():
     count = sum(len(some.paths) for some in (samples, indexed) if some)
     network = engine.prepare(network, options, args.image_shape, count, opened.file_name)
     whitening = refine.find_whitening(
-        refinement, opened, network, reading, args.batch_size, args.data_dir, engine.precision_in_use(options.precision)
+        refinement, opened, network, reading, args.batch_size, to_learn_from, engine.precision_in_use(options.precision)
     )
     if args.export_dir and parallel.is_first():
         export_model(args.export_dir, opened, refinement, whitening)
@@ -100,26 +101,24 @@ def main():
         if gallery and not indexed:
             features.check_made_by(gallery.source, gallery.made_by, made_by)
 
-    def embed(some, source, on_batch=None):
-        """features.Gallery of Samples; None on all ranks but 0."""
+    def embed(some, on_batch=None):
+        """extraction.Features of Samples; None on all ranks but 0."""
         finish = (lambda rows: refine.whiten(rows, whitening)) if whitening else None
-        found = extraction.extract(network, some, reading, args.batch_size, on_batch, finish=finish)
-        if not parallel.is_first():
-            return None
-        reader.report_bad_images(some, found.bad)
-        return features.gather(some, found, class_names(some), made_by, source)
+        return extraction.extract(network, some, reading, args.batch_size, on_batch, finish=finish)
 
     scores = None if asked.gallery else scores_of(samples, opened)
     if not (scores or asked.gallery or args.feature_file):
         return
     shown = scores and not (args.quiet and args.feature_file)
-    found = embed(samples, "--input", scores.show if shown else None)
-    if indexed:
-        gallery = found if indexed.paths == samples.paths else embed(indexed, asked.gallery)
+    found = embed(samples, scores.show if shown else None)
+    there = embed(indexed) if indexed and indexed.paths != samples.paths else found
     if parallel.is_first():
         if scores:
             scores.show_names()
-        write_results(asked, args.feature_file, found, gallery)
+        queries = features.gather(samples, found, class_names(samples), made_by, "--input")
+        if indexed:
+            gallery = features.gather(indexed, there, class_names(indexed), made_by, asked.gallery)
+        write_results(asked, args.feature_file, queries, gallery)
 
 
 def idle_flags(flags):
@@ -158,15 +157,21 @@ def export_model(folder, opened, refinement, whitening):
 
 
 def class_names(samples):
-    """{label: name} of the classes of a list that has a file of them beside it, or of class folders."""
+    """{label: name} of the classes of lists that have a file of them beside them, or of class folders.
+
+    A label that two lists have different names for has none.
+    """
     if samples.labels is None:
         return {}
-    if samples.source:
-        return reader.read_class_names(samples.source)
-    folders = pictures.class_folders(samples.paths)
-    return {
-        label: folders[os.path.dirname(path)] for path, label in zip(samples.paths, samples.labels.tolist()) if folders
-    }
+    if samples.lines is None:
+        folders = pictures.class_folders(samples.paths)
+        return {label: folders[os.path.dirname(path)] for path, label in zip(samples.paths, samples.labels.tolist())}
+    lists_read = [samples.source] if samples.source else {line.rpartition(":")[0] for line in samples.lines}
+    found = collections.defaultdict(set)
+    for path in lists_read:
+        for label, name in reader.read_class_names(path).items():
+            found[label].add(name)
+    return {label: names.pop() for label, names in found.items() if len(names) == 1}
 
 
 def scores_of(samples, opened):
@@ -208,7 +213,7 @@ def read_input(flags, typed):
         return None
     if flags["input"]:
         return find_samples(flags["input"], flags["data_dir"])
-    flags = extraction.lists_of_run(flags, typed)
+    flags, _ = extraction.lists_of_run(flags, typed)
     return reader.read_list(flags["val_list"], flags["data_dir"], need_labels=False)
 
 

@@ -260,7 +260,6 @@ def evaluate(job, epoch, log):
         raise stopped(error.number, job.run.newest()) from None
     if found is None:
         return None
-    reader.report_bad_images(val, found.bad)
     labels = val.labels[found.index]
     result = metrics.retrieval_metrics(found.features, labels, recall_at=(1, 2, 4, 8), full=False, in_place=True)
     log.evaluation = seconds = time.time() - begun

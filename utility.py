@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import sys
 import textwrap
 
@@ -38,6 +39,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are UserErrors that name the flag or the value that was probably meant."""
 
     def parse_args(self, words=None, namespace=None):
+        words = [_at_home(word) for word in (sys.argv[1:] if words is None else words)]
         found, unknown = self.parse_known_args(words, namespace)
         if unknown:
             self.error(self._unknown(plain(unknown[0])))
@@ -68,6 +70,12 @@ class _Parser(argparse.ArgumentParser):
         meant = _did_you_mean(bare[close[0]] if close else None)
         message = f"{plain(value)!r} is none of {', '.join(choices)}{meant}"
         raise argparse.ArgumentError(action, message)
+
+
+def _at_home(word):
+    """--flag=~/path with the home folder in it: a shell puts it in only where a word begins with ~."""
+    flag, _, value = word.partition("=")
+    return f"{flag}={os.path.expanduser(value)}" if flag.startswith("--") and value.startswith("~/") else word
 
 
 def _bare(text):

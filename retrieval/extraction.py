@@ -99,23 +99,27 @@ def lists_of_run(flags, typed):
     Args:
         flags: {name: value}; typed: the names of those that were not left at their default.
 
+    Returns: ({name: value}, the folder of relative paths in --train_list, or None)
+
     Raises: UserError for weights that are none, where nothing says which list to look at.
     """
-    path, flags = resolve(flags["pretrained_model"]), dict(flags)
+    path, flags, of_run = resolve(flags["pretrained_model"]), dict(flags), {}
     otherwise = protocols.default_list(flags.get("protocol"), reader.VAL_LIST)
     if os.path.isfile(os.path.join(path, DESCRIPTION)):
         description = read_description(path, ("args", "settings"))
-        names = {"train_list"} if typed & {"val_list", "data_dir"} else {"val_list", "train_list", "data_dir"}
-        for name in names - typed:
+        for name in {"val_list", "train_list", "data_dir"} - typed:
             value = description["args"].get(name)
             if value and isinstance(value, str):
-                flags[name] = path_of_run(value, path, description)
+                of_run[name] = path_of_run(value, path, description)
+        names = {"train_list"} if typed & {"val_list", "data_dir"} else {"val_list", "train_list", "data_dir"}
+        flags.update({name: of_run[name] for name in names & set(of_run)})
         if "train_list" not in typed and not os.path.isfile(flags["train_list"] or ""):
             flags["train_list"] = None
     named = path not in ("", "imagenet") and not exported_run.is_exported(path)
     if named and not flags["val_list"] and not os.path.exists(otherwise):
         weights.read_weights(path, flags["model"] or models.DEFAULT_MODEL, flags["weights"])
-    return {**flags, "val_list": flags["val_list"] or otherwise}
+    data_dir = of_run.get("data_dir") if "train_list" in of_run else None
+    return {**flags, "val_list": flags["val_list"] or otherwise}, data_dir or flags["data_dir"]
 
 
 def flags_of_run(pretrained_model):
@@ -199,7 +203,7 @@ def extract(network, samples, reading, batch_size, on_batch=None, signals=None, 
 
     Memory beyond the features: that of some batches.
 
-    Returns: Features; None on all ranks but 0.
+    Returns: Features, what was left out of which is said; None on all ranks but 0.
     Raises: UserError where not one picture could be read; parallel.Signalled after a signal.
     """
     from tqdm import tqdm
@@ -229,7 +233,9 @@ def extract(network, samples, reading, batch_size, on_batch=None, signals=None, 
     for start in range(0, len(index), 4096):  # up into the places of the bad ones
         rows = index[start : start + 4096]
         features[start : start + len(rows)] = features[rows]
-    return Features(features[: len(index)], index, sorted(bad))
+    bad = sorted(bad)
+    reader.report_bad_images(samples, bad)
+    return Features(features[: len(index)], index, bad)
 
 
 def _function(network):

@@ -15,6 +15,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import struct
 import sys
 import zipfile
@@ -57,7 +58,7 @@ def class_names(gallery, labels):
     for _, texts in blocks(gallery.classes) if gallery.classes is not None else ():
         for text in texts:
             label, _, name = str(text).partition(" ")
-            if name and label.lstrip("-").isdecimal() and len(label) < 20 and int(label) in labels:
+            if name and re.fullmatch("-?[0-9]{1,19}", label) and int(label) in labels:
                 names[int(label)] = name
     return names
 
@@ -170,7 +171,7 @@ def is_feature_file(path):
     try:
         if path.endswith(".csv"):
             with files.open_file(path) as file:
-                return file.readline(100).startswith((b"path,label,f0,", b"path,f0,"))
+                return bool(re.match(b"path,(label,)?f0[,\n]", file.readline(100)))
         if path.endswith(".parquet"):
             return _is_parquet_of_ours(path)
         return exported_run.is_feature_file(path)
@@ -345,14 +346,17 @@ class _Limited:
         return data
 
 
-def open_features(path):
+def open_features(path, need=("features", "paths")):
     """The Gallery in an .npz file that --feature_file or an export's run.py has written; it stays open.
+
+    Args:
+        need: the names of the arrays that it must have.
 
     Raises: UserError where it is none, or damaged.
     """
     try:
         file = files.open_file(path)
-        arrays = _stored_arrays(file, path)
+        arrays = _stored_arrays(file, path, need)
         made = arrays.get("made_by")
         if made is not None and len(made) * made.row_bytes > MOST_MADE_BY:
             raise ValueError("made_by is too long")
@@ -364,7 +368,7 @@ def open_features(path):
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, struct.error, NotImplementedError) as error:
         why = plain(getattr(error, "strerror", None) or error, 200)
         raise UserError(
-            f"{path}: cannot be searched: {why} (infer.py --input <pictures> --feature_file=gallery.npz writes one)"
+            f"{path}: no features that can be used: {why} (infer.py --input <pictures> --feature_file=... writes them)"
         ) from None
 
 
@@ -372,7 +376,7 @@ def open_features(path):
 _ARRAYS = {"features": ("f", 2), "paths": ("U", 1), "labels": ("iu", 1), "classes": ("U", 1), "made_by": ("U", 1)}
 
 
-def _stored_arrays(file, source):
+def _stored_arrays(file, source, need):
     """{name: Stored} of an .npz of features. Raises: ValueError and whatever zipfile makes of a damaged one."""
     arrays = {}
     table = {info.filename: info for info in zipfile.ZipFile(_Limited(file)).infolist()}
@@ -385,7 +389,7 @@ def _stored_arrays(file, source):
         if array.dtype.kind not in kinds or len(array.shape) != dimensions or not 0 < width <= most:
             raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
         arrays[name] = array
-    missing = [name for name in ("features", "paths") if name not in arrays]
+    missing = [name for name in need if name not in arrays]
     if missing:
         raise ValueError(f"no {missing[0]} in it")
     lengths = [len(arrays[name]) for name in ("features", "paths", "labels") if name in arrays]

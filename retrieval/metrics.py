@@ -447,8 +447,8 @@ def _bring_to_unit(rows, order):
     broken = order[~np.isfinite(largest)]
     if len(broken):
         raise UserError(
-            f"{len(broken)} of {len(rows)} embeddings are NaN or infinite (the first: number {broken.min()} of the "
-            "list): the network has diverged or its weights are broken"
+            f"{len(broken)} of {len(rows)} embeddings are NaN or infinite (the first: number {broken.min() + 1}): "
+            "the network has diverged or its weights are broken"
         )
     # By a power of two, which rounds nothing, to values near 1: the square of any other may leave float32.
     most = np.finfo(rows.dtype).maxexp - 2

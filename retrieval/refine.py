@@ -20,6 +20,7 @@ import zipfile
 import numpy as np
 
 import files
+import lists
 import reader
 from retrieval import extraction, features
 from runtime import parallel
@@ -77,7 +78,10 @@ def add_refine_arguments(parser):
 
 def idle_flags(flags):
     """{flag: why} of those that have no effect beside the others, {name: value}."""
-    return {} if flags["whiten"] else dict.fromkeys(("whiten_size", "whiten_power"), "no --whiten")
+    how = ("whiten_size", "whiten_power")
+    if not flags["whiten"]:
+        return dict.fromkeys(how, "no --whiten")
+    return dict.fromkeys(how, "--whiten names one that is learned") if is_whitening(flags["whiten"]) else {}
 
 
 def refined(network, refinement, whitening=None):
@@ -92,8 +96,16 @@ def refined(network, refinement, whitening=None):
     return layer
 
 
-def check_refinement(refinement):
-    """Raises a UserError where flags contradict each other or a file can't be read or written."""
+def check_refinement(refinement, data_dir, on_bad_image):
+    """Raises a UserError where flags contradict each other or a file can't be read or written.
+
+    Args:
+        data_dir: of relative paths in a list, or None.
+        on_bad_image: "fail": the pictures of a list must be there.
+
+    Returns: reader.Samples of the pictures that --whiten learns from, in a list or a file of their features; None where
+        it is learned, or they are not known.
+    """
     if refinement.save_whiten:
         if not refinement.whiten:
             raise UserError("--save_whiten: nothing is whitened: it needs --whiten")
@@ -104,48 +116,49 @@ def check_refinement(refinement):
         raise UserError("--join_scales=True: there is one size: --scales names several")
     if refinement.whiten and not os.path.isfile(refinement.whiten):
         raise UserError(f"--whiten={refinement.whiten}: no such file")
-
-
-def list_to_learn_from(refinement):
-    """The list file that --whiten names, or None where it names none, or a file of arrays."""
-    path = refinement.whiten
-    return path if path and not zipfile.is_zipfile(path) else None
+    if not refinement.whiten or is_whitening(refinement.whiten):
+        return None
+    if zipfile.is_zipfile(refinement.whiten):
+        paths = features.open_features(refinement.whiten, ("features",)).paths
+        return paths and reader.Samples(paths[:].tolist(), None, None, None)
+    samples = reader.read_list(refinement.whiten, data_dir, need_labels=False)
+    if on_bad_image == "fail":
+        lists.check_files(samples)
+    return samples
 
 
 # ---------------------------------------------------------------- whitening
 
 
-def find_whitening(refinement, opened, network, reading, batch_size, data_dir, precision):
+def find_whitening(refinement, opened, network, reading, batch_size, samples, precision):
     """The Whitening that --whiten means, saved where asked; None without it, and on all ranks but 0.
 
     Args:
         opened: extraction.Opened; network: what is to be whitened, made of it by `refined` or engine.prepare.
         reading: reader.Reading.
-        data_dir: of relative paths in a list, or None.
+        samples: what `check_refinement` returned.
         precision: float32, bf16 or float16.
 
     Raises: UserError for a file of another network's features, or of a whitening that was learned from such.
     """
-    path = refinement.whiten
+    path, whitening, known = refinement.whiten, None, None
     if not path:
         return None
-    arrays, made_by = _read_arrays(path), features.made_by(opened, refinement, None, precision)
-    if "matrix" in arrays:
-        whitening = Whitening(arrays["mean"], arrays["matrix"], str(arrays["views"]))
+    made_by = features.made_by(opened, refinement, None, precision)
+    if is_whitening(path):
+        whitening, there = _read_whitening(path)
         if whitening.views != refinement.views:
             raise UserError(f"{path}: learned from {whitening.views or 'plain pictures'}: give the same flags")
-    if arrays and parallel.is_first():
-        there = arrays["made_by"].tolist() if "made_by" in arrays else None
+    elif zipfile.is_zipfile(path):
+        known = features.open_features(path, ("features",))
+        there = known.made_by
+    if (whitening or known) and parallel.is_first():
         features.check_made_by(path, there, made_by, "learn from features of these weights and flags")
-    if "matrix" not in arrays:
-        learned_from = arrays.get("features")
-        if learned_from is None:
-            samples = reader.read_list(path, data_dir, need_labels=False)
-            found = extraction.extract(network, samples, reading, batch_size)
-            learned_from = found.features if found else None
+    if not whitening:
+        found = known or extraction.extract(network, samples, reading, batch_size)
         if not parallel.is_first():
             return None
-        mean, matrix = learn(learned_from, refinement.whiten_size, refinement.whiten_power, path)
+        mean, matrix = learn(found.features[:], refinement.whiten_size, refinement.whiten_power, path)
         whitening = Whitening(mean, matrix, refinement.views)
     if refinement.save_whiten and parallel.is_first():
         with files.atomic_write(refinement.save_whiten, "wb") as file:
@@ -153,28 +166,37 @@ def find_whitening(refinement, opened, network, reading, batch_size, data_dir, p
     return whitening
 
 
-def _read_arrays(path):
-    """{name: array} of an .npz file; {} of any other. Raises: UserError for one without features or a whitening."""
-    if not zipfile.is_zipfile(path):
-        return {}
-    try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in set(file.files) & {"features", "mean", "matrix", "views", "made_by"}}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{path}: cannot read: {error}") from None
-    texts = arrays.get("made_by", np.array([""]))
-    known = texts.ndim == 1 and texts.dtype.kind == "U"
-    if not known or not ({"mean", "matrix", "views"} <= set(arrays) or arrays.get("features", np.zeros(0)).ndim == 2):
-        raise UserError(f"{path}: neither features of infer.py nor a whitening that was saved")
-    return arrays
-
-
 def is_whitening(path):
     """Whether a file is one that --save_whiten has written."""
     try:
-        return "matrix" in _read_arrays(path)
-    except UserError:
+        with zipfile.ZipFile(path) as file:
+            return {f"{name}.npy" for name in Whitening._fields} <= set(file.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
         return False
+
+
+# What an .npz of a whitening may hold: kinds of type and dimensions.
+_ARRAYS = {"mean": ("f", 1), "matrix": ("f", 2), "views": ("U", 0), "made_by": ("U", 1)}
+
+
+def _read_whitening(path):
+    """(Whitening, texts as of features.made_by or None) of an .npz file. Raises: UserError where it is damaged."""
+    try:
+        with np.load(path) as file:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in file.zip.infolist()):
+                raise ValueError("compressed")
+            arrays = {name: file[name] for name in _ARRAYS if name in file.files}
+            wrong = [name for name, array in arrays.items() if (array.dtype.kind, array.ndim) != _ARRAYS[name]]
+            if wrong or arrays["mean"].shape != arrays["matrix"].shape[:1]:
+                raise ValueError("arrays that do not fit together")
+            with np.errstate(over="ignore"):
+                mean, matrix = (arrays[name].astype(np.float32, copy=False) for name in ("mean", "matrix"))
+            if not (np.isfinite(mean).all() and np.isfinite(matrix).all()):
+                raise ValueError("numbers that are NaN or infinite")
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, MemoryError) as error:
+        raise UserError(f"{path}: no whitening that can be used: {error}") from None
+    made_by = arrays["made_by"].tolist() if "made_by" in arrays else None
+    return Whitening(mean, matrix, str(arrays["views"])), made_by
 
 
 def learn(features, size, power, source):
@@ -185,12 +207,14 @@ def learn(features, size, power, source):
         power: of the eigenvalues, 0 to 1; those under 1e-5 of the largest count as that.
         source: where they are from, for messages.
 
-    Raises: UserError where there are fewer than two, or all are equal.
+    Raises: UserError where there are fewer than two, all are equal, or some are NaN or infinite.
     """
     x = _unit(np.asarray(features, np.float64))
     mean = x.mean(axis=0)
     x -= mean
     count, dimension = x.shape
+    if not np.isfinite(mean).all():
+        raise UserError(f"{source}: features that are NaN or infinite")
     if count < 2:
         raise UserError(f"{source}: {count} features, too few to learn a whitening from")
     # The eigenvectors of the smaller of covariance and Gram matrix.

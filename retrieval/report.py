@@ -186,9 +186,8 @@ def _queries(contents, rows):
     chosen = queries._replace(features=queries.features[rows], paths=queries.paths[rows], labels=queries.labels[rows])
     own = [[row] for row in rows] if contents.gallery is None else contents.own and [contents.own[row] for row in rows]
     near = neighbours.nearest(chosen.features, gallery.features, NEIGHBOURS, own)
-    names = features.class_names(queries, set(chosen.labels.tolist()))
     for row, found in zip(rows, search.found_of(chosen, gallery, near)):
-        name = names.get(found.label, f"class {found.label}")
+        name = found.name or f"class {found.label}"
         first = f"the first of its class is neighbour {ranked.closer[row] + 1}"
         first = first if ranked.positives[row] else "no other picture of its class"
         yield sheet.section(found, found.neighbours, [name, first, os.path.basename(found.path)], os.path.basename)

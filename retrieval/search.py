@@ -16,10 +16,11 @@ import lists
 from retrieval import features, index, neighbours, sheet
 from utility import UserError, number, plain
 
-# A query with its neighbours, the nearest first. path: str; label: int or None; neighbours: list of Neighbour.
-Found = collections.namedtuple("Found", "path label neighbours")
-# label: int or None; name: of its class, "" where that is not known.
-Neighbour = collections.namedtuple("Neighbour", "cosine path label name")
+# A query with its neighbours, the nearest first. path: str; label: int or None; name: of its class, or ""; neighbours:
+# list of Neighbour.
+Found = collections.namedtuple("Found", "path label name neighbours")
+# label, name: as of Found; same: whether it is of the query's class, None where that is not known.
+Neighbour = collections.namedtuple("Neighbour", "cosine path label name same")
 
 SUFFIXES = (".csv", ".jsonl", ".html")
 HEAD = ("query", "rank", "cosine", "path", "label", "class")
@@ -152,23 +153,32 @@ def _file_name(path):
     return "" if "\0" in path else path
 
 
-def found_of(queries, gallery, result):
+def found_of(queries, gallery, result, by_name=False):
     """Yields Found for each query.
 
     Args:
         queries, gallery: features.Gallery; result: neighbours.Neighbours.
+        by_name: of one class are those whose classes have one name, where names are known: the same label may stand for
+            another class in each of two folders.
     """
     there = np.unique(result.index[result.index >= 0])
     labels = {} if gallery.labels is None else dict(zip(there.tolist(), gallery.labels[there].tolist()))
     names = features.class_names(gallery, set(labels.values()))
+    own_labels = [None] * len(result.index) if queries.labels is None else queries.labels.tolist()
+    own_names = features.class_names(queries, set(own_labels))
     for row, (found, cosine) in enumerate(zip(result.index, result.cosine)):
         found = found[found >= 0]
-        rows = zip(found.tolist(), np.clip(cosine[: len(found)], -1, 1).round(6).tolist(), gallery.paths[found])
-        yield Found(
-            str(queries.paths[row]),
-            None if queries.labels is None else int(queries.labels[row]),
-            [Neighbour(c, str(path), labels.get(i), names.get(labels.get(i), "")) for i, c, path in rows],
-        )
+        label, name = own_labels[row], own_names.get(own_labels[row], "")
+        others = []
+        cosines = np.clip(cosine[: len(found)], -1, 1).round(6).tolist()
+        for row_there, value, path in zip(found.tolist(), cosines, gallery.paths[found]):
+            other = labels.get(row_there)
+            its_name = names.get(other, "")
+            same = None if label is None or other is None else label == other
+            if by_name and (name or its_name):
+                same = name == its_name if name and its_name else None
+            others.append(Neighbour(value, str(path), other, its_name, same))
+        yield Found(str(queries.paths[row]), label, name, others)
 
 
 def near(found, threshold):
@@ -186,13 +196,13 @@ def report(search, queries, gallery, result):
         queries, gallery: features.Gallery; result: neighbours.Neighbours.
     """
     labelled, single = gallery.labels is not None, len(gallery.features) == 1
-    for found in found_of(queries, gallery, result):
+    for found in found_of(queries, gallery, result, by_name=True):
         for row in _rows(found, search.threshold, single):
             print("\t".join(plain(field, 1000) for field in (row if labelled else row[:4])))
     path = search.neighbours_file
     if not path:
         return
-    found = found_of(queries, gallery, result)
+    found = found_of(queries, gallery, result, by_name=True)
     with files.atomic_write(path, "wb") as file, features.text_file(file) as text:
         if path.endswith(".csv"):
             rows = csv.writer(text, lineterminator="\n")
@@ -215,7 +225,7 @@ def _rows(found, threshold, single):
     others = near(found, threshold)
     ranks = [str(rank) for rank, _ in enumerate(others, 1)]
     if not others:
-        others, ranks = found.neighbours[:1] or [Neighbour("", "", None, "")], ["none"]
+        others, ranks = found.neighbours[:1] or [Neighbour("", "", None, "", None)], ["none"]
     if single and threshold is not None:
         ranks = ["not the same" if ranks == ["none"] else "same"]
     for rank, other in zip(ranks, others):
@@ -226,11 +236,17 @@ def _rows(found, threshold, single):
 
 def _record(found, threshold):
     """A line of JSON for a Found."""
-    record = {"query": found.path, **({} if found.label is None else {"label": found.label}), "neighbours": []}
-    for other in near(found, threshold):
-        fields = {"path": other.path, "cosine": round(other.cosine, 6), "label": other.label, "class": other.name}
-        record["neighbours"].append({name: value for name, value in fields.items() if value not in (None, "")})
+    of_class = lambda one: {"label": one.label, "class": one.name}  # noqa: E731
+    record = _known({"query": found.path, **of_class(found)})
+    record["neighbours"] = [
+        _known({"path": other.path, "cosine": round(other.cosine, 6), **of_class(other)})
+        for other in near(found, threshold)
+    ]
     return json.dumps(record) + "\n"
+
+
+def _known(fields):
+    return {name: value for name, value in fields.items() if value not in (None, "")}
 
 
 def is_neighbours_file(path):

@@ -46,8 +46,7 @@ def write(text, found, threshold=None):
     text.write(f"<p>{what}</p>\n")
     for query in found:
         others = [other for other in query.neighbours if threshold is None or other.cosine >= threshold]
-        label = "" if query.label is None else f"class {query.label}"
-        text.write(section(query, others, ["query", label, query.path]))
+        text.write(section(query, others, ["query", _class(query), query.path]))
     text.write("</html>\n")
 
 
@@ -63,17 +62,15 @@ def section(query, others, lines, shown=str):
         pictures = list(pool.map(_picture, [query.path, *(other.path for other in others)]))
     row = [_figure("query", pictures[0], lines)]
     for other, picture in zip(others, pictures[1:]):
-        known = other.name or ("" if other.label is None else f"class {other.label}")
-        row.append(_figure(_kind(query, other), picture, [f"{other.cosine:.3f}", known, shown(other.path)]))
+        kind = {None: "", True: "same", False: "other"}[other.same]
+        row.append(_figure(kind, picture, [f"{other.cosine:.3f}", _class(other), shown(other.path)]))
     if not others:
         row.append('<figure><div class="none"></div><figcaption>nothing near enough</figcaption></figure>\n')
     return "<section>\n" + "".join(row) + "</section>\n"
 
 
-def _kind(query, other):
-    if query.label is None or other.label is None:
-        return ""
-    return "same" if query.label == other.label else "other"
+def _class(one):
+    return one.name or ("" if one.label is None else f"class {one.label}")
 
 
 def _figure(kind, picture, lines):

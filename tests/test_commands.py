@@ -17,7 +17,7 @@ import pytest
 from conftest import FORKS, ROOT, TINY, draw_birds, read_rows, run
 
 import utility
-from retrieval import metrics
+from retrieval import extraction, metrics
 from training import start
 from training.log import RunLog
 from training.run import Progress
@@ -150,6 +150,24 @@ def test_lists_of_the_run_are_found_from_anywhere(tmp_path):
     run_in(other, *again, *(flag.replace("=", f"={moved}/") for flag in relative))
     out = run_in(other, "eval.py", f"--pretrained_model={other}/out/ResNet8/best", status=2)
     assert "birds_val.txt: cannot read this list file" in out.stderr
+
+
+def test_data_dir_of_the_run_is_that_of_its_training_list_alone(tmp_path, monkeypatch):
+    """--val_list is typed, and names its pictures on its own; the run's list counts from the run's --data_dir."""
+    for name in ("train.txt", "mine.txt", "checkpoint.json"):
+        (tmp_path / name).write_text("")
+    of_run = {"train_list": f"{tmp_path}/train.txt", "val_list": "v.txt", "data_dir": str(tmp_path)}
+    monkeypatch.setattr(extraction, "read_description", lambda path, names: {"args": of_run})
+    flags = {"pretrained_model": str(tmp_path), "data_dir": None, "val_list": None, "train_list": None, "model": None}
+    for typed, wanted in (
+        ({}, (of_run, str(tmp_path))),
+        ({"val_list": "mine.txt"}, ({**of_run, "val_list": "mine.txt", "data_dir": None}, str(tmp_path))),
+        ({"val_list": "mine.txt", "data_dir": "d"}, ({**of_run, "val_list": "mine.txt", "data_dir": "d"}, "d")),
+        ({"train_list": "mine.txt"}, ({**of_run, "train_list": "mine.txt"}, str(tmp_path))),
+    ):
+        found, data_dir = extraction.lists_of_run({**flags, **typed}, set(typed))
+        names = {name: found[name] for name in of_run}
+        assert (names, data_dir) == wanted
 
 
 def test_a_run_that_was_moved_with_its_lists(tmp_path):

@@ -172,7 +172,7 @@ def test_counts_that_do_not_fit():
 def test_features_that_are_not_finite_are_an_error(value):
     features, labels = clustered(np.random.default_rng(10), 3, 4)
     features[5, 2] = value
-    with pytest.raises(UserError, match=r"1 of 12 embeddings are NaN or infinite \(the first: number 5 of the list\)"):
+    with pytest.raises(UserError, match=r"1 of 12 embeddings are NaN or infinite \(the first: number 6\)"):
         retrieval_metrics(features, labels)
 
 

@@ -164,6 +164,52 @@ def test_eval_infer_and_the_export_agree(birds, trained, tmp_path):
     assert "whitened to 20 by whiten.npz" in (exported / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mean": np.zeros(3, np.float32)},
+        {"matrix": np.array("x")},
+        {"views": np.zeros(2)},
+        {"mean": np.full(4, 1e300)},
+        {"made_by": np.ones(2)},
+    ],
+)
+def test_a_damaged_whitening(tmp_path, wrong):
+    sound = {"mean": np.zeros(4), "matrix": np.eye(4), "views": np.array(""), "made_by": np.array(["a=b"])}
+    for save, arrays in ((np.savez, {**sound, **wrong}), (np.savez_compressed, sound)):
+        save(tmp_path / "w.npz", **arrays)
+        assert refine.is_whitening(tmp_path / "w.npz")
+        with pytest.raises(UserError, match=r"w\.npz: no whitening that can be used: "):
+            refine._read_whitening(tmp_path / "w.npz")
+    np.savez(tmp_path / "w.npz", **sound)  # float64 becomes float32, in place of which features are whitened
+    whitening, made_by = refine._read_whitening(tmp_path / "w.npz")
+    assert whitening.mean.dtype == whitening.matrix.dtype == np.float32 and made_by == ["a=b"]
+
+
+def test_features_that_are_not_finite_teach_nothing():
+    with pytest.raises(UserError, match="x: features that are NaN or infinite"):
+        refine.learn(np.array([[1.0, np.nan], [2.0, 1.0]]), 2, 0.5, "x")
+
+
+def test_what_is_learned_from_is_told(birds, trained, tmp_path):
+    """Pictures of the test among those, also where these are features; what was skipped; flags that do nothing."""
+    weights = f"--pretrained_model={trained}/ResNet8/latest"
+    flags = [*SMALL, *birds.lists, weights]
+    run("infer.py", *SMALL, weights, f"--input={birds.val_list}", f"--feature_file={tmp_path}/f.npz")
+    for source in (birds.val_list, tmp_path / "f.npz"):
+        err = run("eval.py", *flags, f"--whiten={source}", f"--save_whiten={tmp_path}/w.npz").stderr
+        assert "warning: 48 of 48 images are learned from by --whiten" in err
+    out = run("eval.py", *flags, f"--whiten={tmp_path}/w.npz", "--whiten_size=2").stdout
+    assert "without effect here: --whiten_size (--whiten names one that is learned)" in out
+    with open(birds.val_list) as file:
+        (tmp_path / "list.txt").write_text(f"{file.read()}missing.jpg 7\n")
+    more = [f"--data_dir={birds.root}", f"--whiten={tmp_path}/list.txt"]
+    err = run("eval.py", *flags, *more, status=2).stderr
+    assert "list.txt:49: " in err and "missing.jpg: no such image" in err and err.count("\n") == 1
+    err = run("eval.py", *flags, *more, "--on_bad_image=skip").stderr
+    assert "warning: skipped 1 bad images; the first: " in err and "list.txt:49" in err
+
+
 def test_mistakes(birds, trained, tmp_path):
     flags = [*SMALL, *birds.lists, f"--pretrained_model={trained}/ResNet8/latest"]
     text = tmp_path / "x.npz"
@@ -174,8 +220,8 @@ def test_mistakes(birds, trained, tmp_path):
         (["--save_whiten=w.npz"], "--save_whiten: nothing is whitened"),
         (["--join_scales=True"], "--join_scales=True: there is one size"),
         ([f"--whiten={tmp_path}/nothing.npz"], "nothing.npz: no such file"),
-        ([f"--whiten={text}"], "x.npz: neither features of infer.py nor a whitening"),
-        ([f"--whiten={odd}"], "odd.npz: neither features of infer.py nor a whitening"),
+        ([f"--whiten={text}"], "x.npz: no features that can be used: no features in it"),
+        ([f"--whiten={odd}"], "odd.npz: no features that can be used: made_by is float64 [2]"),
         (["--scales=0"], "--scales"),
     ):
         message = run("eval.py", *flags, *flag, status=2).stderr

@@ -123,6 +123,17 @@ def test_npz_there_and_back(tmp_path, monkeypatch, labelled, block):
     if labelled:
         assert found.labels[:].tolist() == list(range(7))
         assert features.class_names(found, {1, -2, 5}) == {1: "One", -2: "a b"}
+        odd = gallery._replace(classes=np.array(["--1 x", "1.0 y", "\u0661 z", "-2 b"]))
+        assert features.class_names(odd, {1, -1, -2}) == {-2: "b"}
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_csv_is_known_again(tmp_path, labelled):
+    gallery, path = a_gallery(labelled=labelled), tmp_path / "g.csv"
+    features.write(str(path), gallery._replace(features=gallery.features[:, :1]))
+    assert features.is_feature_file(str(path))
+    path.write_text("path,label,mine\n")
+    assert not features.is_feature_file(str(path))
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float64, ">f4"])
@@ -158,7 +169,7 @@ def test_galleries_that_are_none(tmp_path, case):
     arrays, message = HOSTILE[case]
     path = str(tmp_path / "g.npz")
     np.savez(path, **arrays)
-    with pytest.raises(UserError, match=rf"^{re.escape(path)}: cannot be searched: .*{re.escape(message)}"):
+    with pytest.raises(UserError, match=rf"^{re.escape(path)}: no features that can be used: .*{re.escape(message)}"):
         features.open_features(path)
 
 
@@ -171,12 +182,12 @@ def test_damaged_galleries(tmp_path):
     data = whole.read_bytes()
     for count in (0, 10, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:count])
-        with pytest.raises(UserError, match="cannot be searched"):
+        with pytest.raises(UserError, match="no features that can be used"):
             features.open_features(str(path))
     for old, new in ((b"(7, 3)", b"(9, 3)"), (b"(7, 3)", b"(-7,3)"), (b"'<f4'", b"'|O'  "[:5]), (b"(7,)", b"(8,)")):
         assert old in data
         path.write_bytes(data.replace(old, new))
-        with pytest.raises(UserError, match="cannot be searched"):
+        with pytest.raises(UserError, match="no features that can be used"):
             features.open_features(str(path))
     # Text that is none: characters beyond the last one.
     start = data.index("photos".encode("utf-32-le"))
@@ -185,7 +196,7 @@ def test_damaged_galleries(tmp_path):
         features.open_features(str(path)).paths[:1]
     os.mkfifo(tmp_path / "pipe.npz")
     for name in ("pipe.npz", "absent.npz", "."):
-        with pytest.raises(UserError, match="cannot be searched"):
+        with pytest.raises(UserError, match="no features that can be used"):
             features.open_features(str(tmp_path / name))
     # One that becomes shorter while it is open.
     features.write(str(whole), a_gallery(20_000))
@@ -281,6 +292,48 @@ def test_the_nearest_pictures_are_printed_and_written(found, birds, tmp_path):
     assert [line[:2] + line[3:] for line in on_the_spot] == [line[:2] + line[3:] for line in lines]
     in_a_folder = lines_of(run("infer.py", *flags, f"--gallery={birds.root}/images").stdout)
     assert len(in_a_folder) == 6 and {len(line) for line in in_a_folder} == {6}
+
+
+def test_classes_of_two_folders_are_compared_by_name(found, birds, tmp_path):
+    """Each folder numbers its classes on its own: bee is 1 among the queries and 2 in the gallery."""
+    _, flags = found
+    rows = [row.rsplit(" ", 1)[0] for row in read_rows(birds.val_list)[::12]]
+    for folder, names in (("q", "bee cat"), ("g", "ant bee cat")):
+        for number, name in enumerate(names.split()[::-1]):
+            (tmp_path / folder / name).mkdir(parents=True)
+            shutil.copy(f"{birds.root}/{rows[number]}", tmp_path / folder / name / "0.png")
+    flags = [*flags, "--input", tmp_path / "q", "--top_k=2"]
+    run_here(*flags[:-3], "--input", tmp_path / "g", f"--feature_file={tmp_path}/g.npz")
+    for gallery in (tmp_path / "g", tmp_path / "g.npz"):
+        for name in ("html", "jsonl"):
+            run_here(*flags, f"--gallery={gallery}", f"--neighbours_file={tmp_path}/n.{name}")
+        page = (tmp_path / "n.html").read_text()
+        assert page.count('class="same"') == 2 and page.count('class="other"') == 2
+        records = [json.loads(row) for row in read_rows(tmp_path / "n.jsonl")]
+        assert [(record["class"], record["neighbours"][0]["class"]) for record in records] == [
+            ("bee",) * 2,
+            ("cat",) * 2,
+        ]
+    # Labels without names on one side: nobody knows.
+    (tmp_path / "list.txt").write_text("g/bee/0.png 1\ng/cat/0.png 2\n")
+    run_here(*flags, f"--gallery={tmp_path}/list.txt", f"--neighbours_file={tmp_path}/n.html")
+    page = (tmp_path / "n.html").read_text()
+    assert 'class="same"' not in page and 'class="other"' not in page
+
+
+def test_labels_and_names_of_lists(found, birds, tmp_path):
+    _, flags = found
+    rows = [f"{birds.root}/{row.rsplit(' ', 1)[0]}" for row in read_rows(birds.val_list)[::12]]
+    for name, third in (("one", "bee"), ("two", "wasp")):
+        (tmp_path / f"{name}_train.txt").write_text("".join(f"{row} {label}\n" for label, row in enumerate(rows)))
+        (tmp_path / f"{name}_classes.txt").write_text(f"0 ant\n1 cat\n2 {third}\n")
+    one, two = tmp_path / "one_train.txt", tmp_path / "two_train.txt"
+    assert infer.class_names(infer.find_samples([str(one)], None)) == {0: "ant", 1: "cat", 2: "bee"}
+    assert infer.class_names(infer.find_samples([str(one), str(two)], None)) == {0: "ant", 1: "cat"}
+    # The labels are those of the gallery, also where its pictures are those of --input.
+    lines = lines_of(run_here(*flags, "--top_k=1", "--input", *rows, f"--gallery={one}"))
+    assert len(lines) == 4 and all(len(line) == 6 for line in lines)
+    assert {line[4]: line[5] for line in lines}.items() <= {"0": "ant", "1": "cat", "2": "bee", "3": ""}.items()
 
 
 def test_the_same_or_not(found, birds):

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import re
 import sys
 
@@ -48,6 +49,8 @@ def test_parser():
     assert "the rate (default: 0.25)" in text
     assert "default: None" not in text and "how it is called (" not in text
     assert vars(parser.parse_args(["--lr=1"])) == {"lr": 1.0, "list": None, "name": ""}
+    at_home = parser.parse_args(["--name=~/a b.txt", "--list=a~/b"])  # which bash leaves as they are
+    assert at_home.name == os.path.expanduser("~/a b.txt") and at_home.list == "a~/b"
     for flags, message in (
         (["--lr=x"], "argument --lr: expected float, not 'x' (see "),
         (["--lr=-1"], "must be at least 0"),
