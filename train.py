@@ -88,7 +88,7 @@ def main():
     network_settings = begin.settings.with_classes(args.class_dim)
     network = network_settings.build(args.dropout)
     prepare_network(network, begin, args.zero_init_residual, args.with_mem_opt, args.allow_partial)
-    freezing = fill(optimizers.Freezing, args)
+    freezing = fill(optimizers.Freezing, args, freeze_head=not losses.trains_head(vars(args)))
     freezing.start(network, 0)
     options = {name: getattr(args, name) for name in losses.FLAGS}
     objective = Objective(fill(losses.LossSettings, args, options=options), args.class_dim, network.dimension)
@@ -190,12 +190,11 @@ def train_epoch(job, progress, log):
     objective.begin_epoch(progress.epoch)
     shared, owned = trained_parameters(network), trained_parameters(objective)
     statistics = network.batch_norm_statistics()
-    epoch, steps, bad = progress.epoch, progress.steps, []
+    epoch, steps = progress.epoch, progress.steps
     log.begin_epoch(progress)
     batches = data.training_batches(job.data, job.batching, job.reading, progress)
     for step in range(progress.step, steps):
         batch = log.next_batch(batches)
-        bad += batch.bad
 
         # Rate and seeds. All draws depend on the step alone, so that a continued run repeats them: those of dropout in
         # each process, and those of mining in all alike.
@@ -224,7 +223,7 @@ def train_epoch(job, progress, log):
         # Step. On the CPU what is not finite is seen before it reaches the weights; on a GPU reading it would stall
         # every step: there it stays in the weights, and is seen with the next line of the log and before a checkpoint.
         # The scaler sees an overflow of its own.
-        progress = progress.at_step(step + 1)
+        progress = progress.at_step(step + 1, (*progress.bad, *batch.bad))
         due = what_is_due(job, progress)
         if due.look:
             gradients = [p.grad for p in shared + owned if p.grad is not None and not scaler.is_enable()]
@@ -239,8 +238,8 @@ def train_epoch(job, progress, log):
         if due.log:
             log.write(progress, lr, figures, logits, label, loss_scale(scaler))
         save_or_stop(job, progress, due, figures["loss"])
-    log.end_epoch(epoch, job.data.train, bad)
-    return progress
+    log.end_epoch(epoch, job.data.train, progress.bad)
+    return progress.at_step(steps)
 
 
 # ---------------------------------------------------------------- evaluation

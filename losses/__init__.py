@@ -6,6 +6,7 @@ A new loss is a file of its own and a row of LOSSES; a new flag is an entry of F
 import collections
 import dataclasses
 import importlib
+import math
 
 from utility import UserError, number
 
@@ -101,7 +102,7 @@ def trains_head(flags):
 def settle(flags):
     """{name: value} of all flags, with the loss's own defaults for those that are None and concern it.
 
-    Raises: UserError where another head or no memory is asked for than the loss can have.
+    Raises: UserError where another head, no memory or another margin is asked for than the loss can have.
     """
     name = flags["loss_name"]
     loss = row(name)
@@ -113,7 +114,16 @@ def settle(flags):
     if flags["memory_size"] and not loss.memory:
         known = ", ".join(other for other in LOSSES if LOSSES[other].memory)
         raise UserError(f"--memory_size: {name} can't compare a batch with earlier ones; these can: {known}")
+    if name == "arcmarginloss" and (flags["margin"] or 0) > math.pi:
+        raise UserError(
+            f"--margin={flags['margin']:g}: of {name} an angle in radians, at most 3.14: 0.5 are 29 degrees"
+        )
     return {**flags, **{flag: value for flag, value in own.items() if flags[flag] is None}}
+
+
+def learns_itself(loss):
+    """Whether a metric loss, a row, has parameters of its own."""
+    return not loss.head and (loss.lr_scale != 1 or bool(loss.needs))
 
 
 def without_effect(flags, typed):
@@ -122,7 +132,7 @@ def without_effect(flags, typed):
     idle = [flag for flag in FLAGS if flag not in loss.flags]
     if loss.head:
         idle += ["alpha"]
-    if loss.head or not (loss.lr_scale != 1 or loss.needs):
+    if not learns_itself(loss):
         idle += ["loss_lr_scale"]
     if not loss.balanced:
         idle += ["samples_each_class", "small_classes"]

@@ -51,4 +51,5 @@ class Objective(nn.Layer):
         if self.metric_loss is None:
             return {"loss": loss_cls, "loss_metric": paddle.zeros([]), "loss_cls": loss_cls}
         loss_metric = self.metric_loss(embedding, label)
-        return {"loss": loss_metric + self.alpha * loss_cls, "loss_metric": loss_metric, "loss_cls": loss_cls}
+        loss = loss_metric + self.alpha * loss_cls if self.alpha else loss_metric
+        return {"loss": loss, "loss_metric": loss_metric, "loss_cls": loss_cls}

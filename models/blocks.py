@@ -90,12 +90,15 @@ class ResidualStages(nn.Layer):
     def forward(self, x):
         x = self.stem(x)
         for block in self.blocks():
-            x = self._recomputed(block, x) if self.recompute and self.training else block(x)
+            x = self._recomputed(block, x) if self.recompute and block.training else block(x)
         return x
 
     def _recomputed(self, block, x):
         from paddle.distributed.fleet.utils import recompute
 
+        if x.stop_gradient:  # behind what is frozen: of an input that needs no gradient, it would keep nothing
+            x = x.detach()
+            x.stop_gradient = False
         # No block draws at random: there is no state of generators to keep for the second time.
         return recompute(block, x, preserve_rng_state=False)
 

@@ -119,12 +119,13 @@ class EmbeddingNet(nn.Layer):
         with paddle.no_grad():
             return self.backbone(x)
 
-    def start_training(self, freeze_bn=False, freeze_stages=0, rest=False):
+    def start_training(self, freeze_bn=False, freeze_stages=0, freeze_head=False, rest=False):
         """Puts the network in training mode, but for what is frozen.
 
         Args:
             freeze_bn: running statistics, scale and shift of every batch norm stay as they are.
             freeze_stages: so do the stem and the first stages of the backbone; 0: none.
+            freeze_head: so does the head.
             rest: the backbone stays as it is for now, and only what is behind it trains.
 
         Raises: UserError where the backbone has fewer stages.
@@ -137,6 +138,8 @@ class EmbeddingNet(nn.Layer):
             layer.eval()
             for parameter in layer.parameters():
                 parameter.stop_gradient = True
+        for parameter in self.head.parameters() if freeze_head and self.head is not None else ():
+            parameter.stop_gradient = True
         for layer in self._batch_norms() if freeze_bn else ():
             layer.eval()
             layer.weight.stop_gradient = layer.bias.stop_gradient = True

@@ -15,6 +15,8 @@ import termios
 import numpy as np
 import pytest
 from conftest import FORKS, ROOT, TINY, draw_birds, read_rows, run
+from test_faults import start as start_run
+from test_faults import wait_for_steps
 
 import utility
 from retrieval import extraction, metrics
@@ -214,6 +216,16 @@ def test_fewer_epochs_than_are_done(birds, tmp_path):
     assert "has all of its 3 epochs: a larger --num_epochs than 3 goes on" in message
 
 
+def test_an_epoch_beyond_the_last_one(birds, tmp_path):
+    """The run was ended in the middle of pass 1, of which --num_epochs=1 has no more."""
+    process = start_run(birds, tmp_path, "--num_epochs=3", "--total_images=400")
+    assert wait_for_steps(process, 52)
+    process.terminate()
+    assert process.wait() == 143
+    message = run("train.py", f"--model_save_dir={tmp_path}", "--checkpoint=latest", "--num_epochs=1", status=2).stderr
+    assert "in the middle of pass 1: a --num_epochs above it goes on" in message
+
+
 # ---------------------------------------------------------------- nothing is silent
 
 
@@ -222,11 +234,18 @@ def test_flags_without_effect_are_noted(capsys):
 
     parser = train.build_parser()
     defaults = {"checkpoint": "", "loss_name": "tripletloss"}
+    settled = {"head": "linear", "embedding_size": 0}
     for words, noted in (
         ("--lr_epochs=2 --lr_strategy=cosine_decay", "--lr_epochs (--lr_strategy=cosine_decay)"),
         ("--patience=3 --eval_every=0", "--patience (--eval_every=0)"),
         ("--label_smoothing=0.1 --alpha=0", "--label_smoothing (--alpha=0)"),
         ("--head_lr_scale=10 --alpha=0", "--head_lr_scale (--alpha=0)"),
+        ("--head_lr_scale=10 --alpha=0 --embedding_size=8", None),  # whose layer has this rate, too
+        ("--head_scale=9 --loss_name=softmax", "--head_scale (the head is linear)"),
+        ("--head_scale=9 --head=cosine", None),
+        ("--zero_init_residual=True --pretrained_model=x", "--zero_init_residual (--pretrained_model has the blocks'"),
+        ("--warmup_head_epochs=2 --alpha=0", "nothing trains in the epochs of --warmup_head_epochs"),
+        ("--warmup_head_epochs=2 --alpha=0 --loss_name=proxyanchorloss", None),  # its proxies do
         ("--label_smoothing=0.1 --loss_name=softmax --alpha=0", "on softmax: --alpha"),
         ("--head_scale=9", "--head_scale (the head is linear)"),
         ("--memory_size=8 --loss_name=marginloss --memory_start_epoch=200", "(after the last of 120 epochs)"),
@@ -241,7 +260,8 @@ def test_flags_without_effect_are_noted(capsys):
     ):
         args = vars(parser.parse_args(words.split()))
         args["train_batch_size"] = args["train_batch_size"] or args["batch_size"]
-        start.report_idle({**defaults, **args}, {word[2:].partition("=")[0] for word in words.split()})
+        settled_args = {name: value for name, value in settled.items() if args[name] is None}
+        start.report_idle({**defaults, **args, **settled_args}, {word[2:].partition("=")[0] for word in words.split()})
         out = capsys.readouterr().out
         assert (noted in out and out.count("note: ") == 1) if noted else out == "", out
 

@@ -17,7 +17,7 @@ import types
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, TINY, run
+from conftest import ROOT, TINY, read_rows, run
 
 import models
 import weights
@@ -105,9 +105,13 @@ def heeded_hangup():
     [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)],
 )
 def test_a_signal_saves_in_the_middle_of_an_epoch(birds, tmp_path, number, status):
-    flags = ["--num_epochs=2", "--total_images=160"]
+    bad = [f"{tmp_path}/bad{n}.jpg {n}" for n in range(1, 7)]  # the log has those of the whole epoch, all the same
+    rows = [f"{birds.root}/{row}" for row in read_rows(birds.train_list)]
+    (tmp_path / "list.txt").write_text("\n".join(rows + bad))
+    flags = [f"--train_list={tmp_path}/list.txt", "--on_bad_image=skip", "--num_epochs=2", "--total_images=80"]
     process = start(birds, tmp_path / "whole", *flags)
     assert process.wait() == 0, process.stderr.read()
+    assert {len(record.get("bad_images", bad)) for record in figures(tmp_path / "whole")} <= {4, 5, 6}
     process = start(birds, tmp_path / "stopped", *flags)
     assert wait_for_steps(process, 5)
     process.send_signal(number)

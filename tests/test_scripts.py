@@ -12,6 +12,8 @@ from conftest import ROOT, TINY, read_rows, run
 from PIL import Image
 
 import losses
+from weights import read_pickle
+from weights.checkpoint import PART_FILES
 
 QUICK = [*TINY, "--num_epochs=1", "--log_every=10"]
 LOG_LINE = re.compile(
@@ -163,8 +165,12 @@ def test_losses_and_options_train(birds, tmp_path, flags):
     assert ("not applicable: the run did not train the softmax head (--alpha=0)" in out) == untrained
 
 
-def test_a_head_that_was_not_trained_gives_no_scores(birds, tmp_path):
-    train(birds, tmp_path, *QUICK, "--alpha=0", "--eval_every=0", "--total_images=8")
+def test_a_head_that_was_not_trained_gives_no_scores(birds, trained, tmp_path):
+    before = f"--pretrained_model={trained}/ResNet8/latest"
+    train(birds, tmp_path, *QUICK, "--alpha=0", "--eval_every=0", "--total_images=8", "--optimizer=adam", before)
+    weights = [read_pickle(f"{path}/ResNet8/latest/{PART_FILES['model']}") for path in (trained, tmp_path)]
+    same = {name for name in weights[0] if np.array_equal(*(some[name] for some in weights))}
+    assert same == {"head.weight", "head.bias"}  # which weight decay does not wear away, either
     command = [
         "infer.py",
         f"--pretrained_model={tmp_path}/ResNet8/latest",

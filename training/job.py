@@ -8,6 +8,7 @@ from reader import Reading
 from runtime import parallel, process
 from training import optimizers
 from training.data import Batching, Data
+from training.log import gather_bad
 from training.parts import Parts, arrays, loss_scale, scaler_state
 from training.run import Run
 from training.start import RunSettings
@@ -86,7 +87,7 @@ def save(job, progress):
     """Writes the checkpoint of `progress`; -> its path. Of several processes the first does so, and all wait."""
     if not shares_each_step(job):
         parallel.average(job.parts.network.batch_norm_statistics())
-    described = describe(job, progress)
+    described = describe(job, dataclasses.replace(progress, bad=gather_bad(progress.bad)))
     if parallel.is_first():
         job.run.save(arrays(job.parts), described)
         job.run.remove_old(job.settings.keep)

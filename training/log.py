@@ -40,7 +40,7 @@ class RunLog:
     def end_epoch(self, epoch, train, bad):
         """Closes the bar, and reports the bad pictures, [(index, reason)], of the Samples `train` in all processes."""
         self.bar.close()
-        bad = sorted(picture for part in parallel.gather_objects(bad) for picture in part)
+        bad = gather_bad(bad)
         if bad and parallel.is_first():
             reader.report_bad_images(train, bad)
             self.run.log({"epoch": epoch, **reader.list_bad_images(train, bad)})
@@ -109,6 +109,11 @@ class RunLog:
         epochs = self.settings.num_epochs
         steps = (epochs - progress.epoch) * progress.steps - progress.step
         return steps * seconds + self.evaluation * sum(map(self.settings.is_due, range(progress.epoch, epochs)))
+
+
+def gather_bad(bad):
+    """[(index, reason)] of the bad pictures of all processes, each once, in the order of the list."""
+    return sorted({tuple(picture) for part in parallel.gather_objects(bad) for picture in part})
 
 
 def accuracy(logits, label, k):

@@ -28,11 +28,13 @@ class Freezing:
 
     freeze_bn: bool = False
     freeze_stages: int = 0
+    freeze_head: bool = False  # not a flag: see losses.trains_head
     warmup_head_epochs: int = 0
 
     def start(self, network, epoch):
         """Puts an EmbeddingNet in the mode in which it trains in `epoch`, from 0."""
-        network.start_training(self.freeze_bn, self.freeze_stages, rest=epoch < self.warmup_head_epochs)
+        rest = epoch < self.warmup_head_epochs
+        network.start_training(self.freeze_bn, self.freeze_stages, self.freeze_head, rest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +148,8 @@ def build_optimizer(settings, network, objective):
         for parameter in layer.parameters():
             parameter.optimize_attr["learning_rate"] = settings.head_lr_scale
     parameters = trained_parameters(network, objective)
+    if not parameters:
+        raise UserError("nothing is left to train: a smaller --freeze_stages, an --alpha above 0 or --embedding_size")
     if settings.clip_norm and settings.clip_value:
         raise UserError("--clip_norm and --clip_value: take one of them")
     clip = None
@@ -253,6 +257,8 @@ def optimizer_entries(named_parameters, optimizer):
 def load_optimizer_state(named_parameters, optimizer, saved, path):
     """Puts back what a checkpoint holds of an optimizer: all of it or, with a UserError, nothing.
 
+    What it holds of parameters that are frozen now is left out.
+
     Args:
         optimizer: one of the same kind, after `make_optimizer_state`.
         saved: {"<structured parameter name>/<accumulator>_0": array}.
@@ -264,5 +270,6 @@ def load_optimizer_state(named_parameters, optimizer, saved, path):
     unknown = [key for key in saved if key.rpartition("/")[0] not in named_parameters]
     if unknown:
         raise UserError(f"{path}: has {unknown[0]!r}, which this network lacks")
+    saved = {key: x for key, x in saved.items() if not named_parameters[key.rpartition("/")[0]].stop_gradient}
     check_part(saved, {key: value for key, (_, value) in entries.items()}, path)
     optimizer.set_state_dict({name: paddle.to_tensor(saved[key]) for key, (name, _) in entries.items()})

@@ -31,13 +31,14 @@ class Progress:
     step: int = 0  # steps done in it
     evaluated: bool = False  # whether the recall after `epoch` has been measured
     best: dict = None  # {"recall@1", "epoch"} of the best epoch so far
+    bad: tuple = ()  # (index, reason) of the pictures of the epoch that could not be read, until the log has them
 
-    def at_step(self, step):
-        return dataclasses.replace(self, step=step)
+    def at_step(self, step, bad=()):
+        return dataclasses.replace(self, step=step, bad=bad)
 
     def at_epoch(self, epoch):
         """At the start of `epoch`, or where it is if that is in it."""
-        return self if epoch == self.epoch else dataclasses.replace(self, epoch=epoch, step=0, evaluated=False)
+        return self if epoch == self.epoch else dataclasses.replace(self, epoch=epoch, step=0, evaluated=False, bad=())
 
     def with_recall(self, recall):
         """After the evaluation of the epoch."""

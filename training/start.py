@@ -168,6 +168,8 @@ def find_start(flags, typed, parser):
             f"{start.checkpoint}: has all of its {number_of(progress.epoch + 1, 'epoch')}: a larger --num_epochs than "
             f"{max(epochs, progress.epoch + 1)} goes on"
         )
+    if progress.epoch >= epochs:
+        raise UserError(f"{start.checkpoint}: in the middle of pass {progress.epoch}: a --num_epochs above it goes on")
     return start
 
 
@@ -199,25 +201,30 @@ def elsewhere(flags):
 
 def read_progress(description):
     """The Progress of a checkpoint's description."""
-    return Progress(**{field.name: description[field.name] for field in dataclasses.fields(Progress)})
+    known = {field.name: description[field.name] for field in dataclasses.fields(Progress) if field.name != "bad"}
+    return Progress(**known, bad=tuple(map(tuple, description.get("bad", ()))))  # which older ones have not
 
 
 def new_run(flags, typed):
     flags, found = losses.settle(flags), None
-    if parallel.is_first():
-        report_idle(flags, typed)
-        if not losses.trains_head(flags):
-            print("note: --alpha=0: the head is not trained: loss_cls, acc1 and acc5 are those it starts with")
     if flags["pretrained_model"]:
         found = weights.read_weights(
             flags["pretrained_model"], flags["model"] or models.DEFAULT_MODEL, flags["weights"]
         )
     stored = found.state["settings"] if found and found.state else {}
     settings = Settings.settle(flags, stored, () if flags["allow_partial"] else ("model",))
-    if not found and parallel.is_first():
-        print("note: no --pretrained_model: training starts from random weights")
+    flags.update(settled_flags(settings))
+    if parallel.is_first():
+        report_idle(flags, typed)
+        if not losses.trains_head(flags):
+            print("note: --alpha=0: the head is not trained: loss_cls, acc1 and acc5 are those it starts with")
+        if not found:
+            print("note: no --pretrained_model: training starts from random weights")
+    if flags["zero_init_residual"] and not found and (flags["freeze_bn"] or flags["freeze_stages"]):
+        what = "freeze_bn" if flags["freeze_bn"] else "freeze_stages"
+        raise UserError(f"--zero_init_residual=True: blocks start as the identity, and --{what} would keep them there")
     seed = random.SystemRandom().randrange(2**31) if flags["seed"] is None else flags["seed"]
-    return Start({**flags, **settled_flags(settings), "seed": seed}, settings, found)
+    return Start({**flags, "seed": seed}, settings, found)
 
 
 def report_idle(flags, typed):
@@ -230,8 +237,10 @@ def report_idle(flags, typed):
     whole = number_of(epochs, "epoch")
     why = {
         "lr_epochs": flags["lr_strategy"] != "piecewise_decay" and f"--lr_strategy={flags['lr_strategy']}",
-        "head_scale": not loss.head and flags["head"] != "cosine" and "the head is linear",
-        **dict.fromkeys(("head_lr_scale", "label_smoothing", "dropout"), no_head),
+        "head_scale": flags["head"] != "cosine" and "the head is linear",
+        **dict.fromkeys(("label_smoothing", "dropout"), no_head),
+        "head_lr_scale": not flags["embedding_size"] and no_head,
+        "zero_init_residual": flags["pretrained_model"] and "--pretrained_model has the blocks' weights",
         "patience": flags["eval_every"] == 0 and "--eval_every=0",
         "test_batch_size": flags["eval_every"] == 0 and not flags["eval_at_start"] and "--eval_every=0",
         "batch_size": flags["train_batch_size"] != flags["batch_size"] and "--train_batch_size overrides it",
@@ -245,6 +254,9 @@ def report_idle(flags, typed):
         print(f"note: the rate never comes to --lr: --warmup_epochs={flags['warmup_epochs']:g} of {whole}")
     if flags["warmup_head_epochs"] >= epochs:
         print(f"note: the backbone never trains: --warmup_head_epochs={flags['warmup_head_epochs']} of {whole}")
+    behind = flags["embedding_size"] or flags["pooling"] == "gem" or losses.learns_itself(loss)
+    if flags["warmup_head_epochs"] and no_head and not behind:
+        print("note: nothing trains in the epochs of --warmup_head_epochs: --alpha=0, and nothing else is new")
 
 
 def settled_flags(settings):
@@ -259,6 +271,9 @@ def continue_run(flags, typed, parser):
     path = flags["checkpoint"]
     state = read_description(path, (*weights.DESCRIBED, "args", "process", "steps", "best"))
     fixed = models.IN_WEIGHTS if flags["force"] else models.SETTLED
+    if flags["force"] and "loss_name" in typed and flags["loss_name"] != state["args"].get("loss_name"):
+        own = losses.row(flags["loss_name"]).flags.get("head_scale")  # rather than that of the loss before
+        flags = {**flags, "head_scale": own if flags["head_scale"] is None else flags["head_scale"]}
     settings = Settings.settle(flags, state["settings"], fixed)
     before = {"small_classes": "repeat", **state["args"]}  # as it was before there was such a flag
     check_values(
@@ -478,7 +493,9 @@ def restore(run, start, data, parts):
     # With --force an epoch may have other steps than the one that was begun: then the next begins.
     done = before["step"] == before["steps"]
     step = data.steps if done else min(before["step"], data.steps)
-    progress = dataclasses.replace(read_progress(before), steps=data.steps, step=step, best=None)
+    progress = read_progress(before)
+    bad = tuple(picture for picture in progress.bad if picture[0] < len(data.train.paths))  # --force: of another list
+    progress = dataclasses.replace(progress, steps=data.steps, step=step, best=None, bad=bad)
     best = before["best"]
     if best and data.val and lists_before(data, start)["val_list"] != reader.fingerprint(data.val):
         print("note: another --val_list: what was the best on the old one is forgotten")

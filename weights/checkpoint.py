@@ -143,6 +143,11 @@ def _is_best(value):
     return _is_number(value.get("recall@1")) and _is_count(value.get("epoch"))
 
 
+def _are_bad(value):
+    pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+    return pairs and all(_is_count(index) and isinstance(reason, str) for index, reason in value)
+
+
 def _is_plain(value):
     """Whether a value is None, or a dict of texts, numbers and lists of one number."""
     if not isinstance(value, dict):
@@ -158,6 +163,7 @@ _RIGHT = {
     "step": lambda value: value is None or _is_count(value),
     "evaluated": lambda value: isinstance(value, bool),
     "best": _is_best,
+    "bad": _are_bad,
     "labels": _are_labels,
     "trained_labels": _are_labels,
     "settings": lambda value: isinstance(value, dict),
