@@ -84,7 +84,7 @@ endif
 $(VENV)/installed: $(REQUIREMENTS)
 	$(PYTHON) -m venv $(VENV)
 	@[ -z "$(CAPABILITIES)" ] || [ -n "$(PADDLE_INDEX)" ] || echo "note: no wheel of Paddle's has code for all GPUs here" \
-		"($(CAPABILITIES)): installing for the CPU; PADDLE_INDEX=... chooses another (README, Installation)"
+		"($(CAPABILITIES)): installing for the CPU; PADDLE_INDEX=... chooses another (docs/gpu.md)"
 	@$(RUN) -c 'import paddle' 2>/dev/null || echo "installing $(REQUIREMENTS): about 200 MB, a few minutes"
 ifneq ($(PADDLE_INDEX),)
 	$(RUN) -c 'import paddle' 2>/dev/null || $(RUN) -m pip install --quiet paddlepaddle-gpu==3.3.1 -i $(PADDLE_INDEX)

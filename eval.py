@@ -121,7 +121,7 @@ def main():
     ]
     print_figures(result, how, lines, remarks)
     if args.output_json:
-        flags = {"args": vars(args), "trained_with": extraction.flags_of_run(args.pretrained_model)}
+        flags = {"args": vars(args), **extraction.origin(args.pretrained_model)}
         write_figures(args.output_json, {**result, **record(measured, query, found, gallery, found_gallery), **flags})
     if args.report:
         title, log = f"{opened.settings.model} on {query.source}", log_of_run(args.pretrained_model)
@@ -193,7 +193,7 @@ def named(samples, found):
 def log_of_run(pretrained_model):
     """The records of the log of the run that made a checkpoint; None for other weights, or without a log."""
     path = weights.checkpoint.resolve(pretrained_model)
-    return Run(os.path.dirname(path)).read_log() if extraction.flags_of_run(path) else None
+    return Run(os.path.dirname(path)).read_log() if extraction.origin(path)["trained_with"] else None
 
 
 def check_lists(query, gallery, apart, on_bad_image):

@@ -41,6 +41,10 @@ def read_json(name):
 
 
 def main():
+    if sys.argv[1:]:
+        asked = sys.argv[1] in ("-h", "--help")
+        print(__doc__ if asked else "error: quickstart.py takes no flags", file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else 2)
     os.chdir(HERE)
     start = time.time()
     best = f"{OUTPUT}/{MODEL}/best"

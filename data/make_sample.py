@@ -20,6 +20,7 @@ import json
 import math
 import os
 import re
+import signal
 import stat
 import sys
 
@@ -414,6 +415,7 @@ def main():
     add("--seed", type=int, default=0, help="another seed draws other species and other pictures (default: 0)")
     add("--overwrite", action="store_true", help="replace an earlier sample; a folder with other files is left alone")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is half drawn goes
     for name, (low, high) in RANGES.items():
         if not low <= getattr(args, name) <= high:
             fail(f"--{name}={getattr(args, name)} is out of range: {low} to {high}")

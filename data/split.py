@@ -367,6 +367,9 @@ def warn(folder, lists):
     if len(lists.get("train", ())) == 1:
         what = "a metric loss needs images of at least two (--within_classes=0.2 trains on a part of each class)"
         print(f"warning: one class trains: {what}", file=sys.stderr)
+    for part in sorted({"val", "holdout", "test"} & set(lists)):
+        if len(lists[part]) == 1:
+            print(f"warning: {part}: one class: whatever is found is of it, and recall is 100 %", file=sys.stderr)
     for part, what in (("train", "nothing of their own to be drawn to"), ("val", "nothing to find: each is a miss")):
         single = [one for one in lists.get(part, ()) if len(one.images) == 1]
         if single:

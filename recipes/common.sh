@@ -5,8 +5,13 @@
 #   TRANSFORM  center_crop; resize for pictures that are cut to the birds already   (center_crop)
 #   PROCESSES  processes that train together: on a CPU of two cores 2, else one for each GPU   (1)
 #   OUTPUT     where the run goes                                (output_recipes/<recipe>)
-# Paths count from where you are. Flags after the recipe's name go to train.py: `sh recipes/cub200_triplet.sh --seed=2`.
+# Paths count from where you are. Flags after the recipe's name go to train.py, into a folder of their own:
+#     OUTPUT=seed2 sh recipes/cub200_triplet.sh --seed=2
 # A recipe that was ended goes on when it is started again.
+
+case $1 in
+-h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit 0 ;;
+esac
 
 recipe=$(basename "$0" .sh)
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -28,10 +33,21 @@ fail() {
     echo "error: $*" >&2
     exit 2
 }
+for flag in "$@"; do
+    case $flag in
+    --model_save_dir*) fail "${flag%%=*}: OUTPUT=... names the folder of a recipe" ;;
+    --model | --model=*) fail "${flag%%=*}: MODEL=... names the network of a recipe" ;;
+    --pretrained_model*) fail "${flag%%=*}: WEIGHTS=... names what a recipe starts from" ;;
+    --train_list* | --val_list*) fail "${flag%%=*}: DATA=... names the folder of a recipe's lists" ;;
+    esac
+done
 command -v "$python" > /dev/null ||
     fail "no '$python' here: type '. .venv/bin/activate' first (make quickstart makes it), or name yours: PYTHON=..."
 [ -f "$data/${set}_train.txt" ] || fail "$data/${set}_train.txt is not there: $how name the lists' folder: DATA=..."
-[ "$weights" = imagenet ] || [ -e "$weights" ] || fail "WEIGHTS=$weights is not there"
+[ "$weights" = imagenet ] || [ -e "$weights" ] || [ -e "$weights.pdparams" ] || fail "WEIGHTS=$weights is not there"
+case $processes in
+'' | 0* | *[!0-9]*) fail "PROCESSES=$processes: a number of processes, such as 2" ;;
+esac
 
 # train <flags>: trains, and never looks at the classes of the test.
 train() {

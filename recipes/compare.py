@@ -30,7 +30,8 @@ from utility import UserError, plain, say
 # What says where a run was or what it printed rather than how it was made. Lists are compared by what is in them.
 ASIDE = {
     "seed", "model_save_dir", "checkpoint", "output_json", "quiet", "num_workers", "log_every", "log_to", "use_gpu",
-    "train_list", "val_list", "gallery_list", "data_dir", "save_whiten",
+    "train_list", "val_list", "gallery_list", "data_dir", "save_whiten", "report", "overwrite", "force", "keep",
+    "save_every", "batch_size", "test_batch_size",
 }  # fmt: skip
 COLUMN = re.compile(r"recall@[0-9]{1,9}|MAP@R|mAP")
 PAIRED = ("recall@1", "MAP@R")
@@ -51,12 +52,13 @@ def read_run(path):
         raise foreign
     figures = {name: value for name, value in content.items() if COLUMN.fullmatch(name)}
     lists = [content.get("list"), content.get("gallery")]
-    trained = content.get("trained_with", {})
+    trained, averaged = content.get("trained_with", {}), content.get("averaged", "")
     if not (
         figures
         and all(_is_share(value) for value in figures.values())
         and all(value is None or isinstance(value, str) for value in lists)
         and isinstance(trained, dict)
+        and isinstance(averaged, str)
     ):
         raise foreign
     classes = content.get("classes")
@@ -64,7 +66,7 @@ def read_run(path):
         classes = _read_classes(classes)
         if classes is None:
             raise foreign
-    return Run(path, figures, lists, classes, _method(content["args"], trained))
+    return Run(path, figures, lists, classes, _method(content["args"], trained, averaged))
 
 
 def _is_share(value):
@@ -92,17 +94,20 @@ def _read_classes(classes):
     return {name: np.array(classes[name]) for name in names}
 
 
-def _method(flags, trained):
+def _method(flags, trained, averaged):
     """How a run was made and measured, a text.
 
     Args:
         flags: of eval.py; trained: of train.py, {} where they are not known: then the weights' path stands for them.
+        averaged: shares and paths, "0.7 a/latest + 0.3 imagenet", or "".
     """
     flags = {name: value for name, value in flags.items() if name not in ASIDE}
     if trained and isinstance(flags.get("pretrained_model"), str):
         flags["pretrained_model"] = os.path.basename(os.path.normpath(flags["pretrained_model"]))  # best, latest, ...
     trained = {name: value for name, value in trained.items() if name not in ASIDE}
-    return json.dumps([flags, trained], sort_keys=True)
+    parts = (part.partition(" ") for part in averaged.split(" + "))
+    averaged = [(share, os.path.basename(path)) for share, _, path in parts]
+    return json.dumps([flags, trained, averaged], sort_keys=True)
 
 
 def grouped(runs):

@@ -9,7 +9,7 @@
 # 25 minutes. To expect:
 #     recall@1 69.0, @2 78.2, @4 86.3, @8 91.9, MAP@R 24.6; the last epoch
 #     recall@1 70.4, @2 80.1, @4 86.9, @8 92.8, MAP@R 24.9; averaged
-# common.sh says what the environment sets, docs/results.md compares, with other seeds and with PyTorch.
+# common.sh says what the environment sets, docs/results.md compares with PyTorch.
 . "$(dirname "$0")/common.sh"
 train --loss_name=proxyanchorloss --embedding_norm=layer \
     --pooling=max --image_shape=3,160,160 --min_area=0.16 --train_batch_size=60 --freeze_stages=2 \

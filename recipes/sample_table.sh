@@ -8,6 +8,10 @@
 # 2 cores of an AMD EPYC, two processes, seed 1: 50 minutes. To expect, ResNet50 and SE_ResNeXt50_32x4d:
 #     untrained 15.1 10.6, triplet 76.8 77.3, EML 76.6 75.0, quadruplet 65.9 64.7
 # From the environment: PROCESSES (1), PYTHON (python), OUTPUT (output_recipes/sample_table).
+[ $# = 0 ] || {
+    echo "error: $1: this recipe takes no flags; its head says what the environment sets" >&2
+    exit 2
+}
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python}
 processes=${PROCESSES:-1}

@@ -1,6 +1,7 @@
 """A network as a model of Paddle Inference, with a script that runs it, which need nothing of this project."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -124,6 +125,8 @@ def export(network, settings, folder, labels=None, refined="", chosen_on=None, m
         with files.temporary_folder(folder) as temporary, _on_cpu(network):
             with engine.silence():
                 engine.trace(network, temporary, settings.image_shape, normalise=True)
+                if shutil.disk_usage(temporary).free < 2**12:  # Paddle writes what fits, and says nothing
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 run = engine.load(temporary, "float32")
                 engine.check(run, _normalised(network), settings.image_shape, "float32")
             _describe(temporary, run, settings, labels, refined, chosen_on, made_by)

@@ -122,12 +122,18 @@ def lists_of_run(flags, typed):
     return {**flags, "val_list": flags["val_list"] or otherwise}, data_dir or flags["data_dir"]
 
 
-def flags_of_run(pretrained_model):
-    """The flags with which train.py made a checkpoint, {name: value}; {} for other weights."""
+def origin(pretrained_model):
+    """How weights were made, for a file of figures.
+
+    Returns: {"trained_with": the flags of train.py, {} of other weights than its checkpoints; "averaged": the shares of
+        an average, and what they are of, as a text}.
+    """
     path = resolve(pretrained_model)
     if not os.path.isfile(os.path.join(path, DESCRIPTION)):
-        return {}
-    return read_description(path, ("args",))["args"]
+        return {"trained_with": {}}
+    description = read_description(path, ("args",))
+    averaged = {name: description[name] for name in ("averaged",) if name in description}
+    return {"trained_with": description["args"], **averaged}
 
 
 # Flags that would change what is in an exported model, or that it can't heed, and their values where nothing is asked.

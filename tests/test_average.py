@@ -132,4 +132,4 @@ def test_what_is_there_is_kept(birds, trained, start, tmp_path):
     assert (tmp_path / "mine" / "notes.txt").read_text() == "mine" and tensors(first)
     run(SCRIPT, first, start, f"--output_dir={tmp_path}/averaged")
     error = run("train.py", *birds.lists, *SMALL, f"--checkpoint={tmp_path}/averaged", status=2).stderr
-    assert error.startswith(f"error: --checkpoint={tmp_path}/averaged: not in the folder of a run")
+    assert error.startswith(f"error: --checkpoint={tmp_path}/averaged: an average, where no run was: start one from it")

@@ -43,6 +43,16 @@ def test_seeds_are_one_row_and_methods_are_compared(tmp_path):
     assert out.count(f"[{low:+.2f}, {high:+.2f}]") == 2
 
 
+def test_averages_of_other_shares_are_other_methods(tmp_path):
+    """Of the same shares they are one; where the page of a report went says nothing."""
+    args = {"pretrained_model": "averaged"}
+    for seed, (share, report) in enumerate(((0.9, "a.html"), (0.9, ""), (0.2, ""))):
+        averaged = f"{share} run{seed}/ResNet8/latest + {1 - share:g} imagenet"
+        write(tmp_path / f"{seed}.json", [0.5] * 3, seed, averaged=averaged, args={**args, "report": report})
+    out = run("recipes/compare.py", *(tmp_path / f"{seed}.json" for seed in range(3))).stdout
+    assert f"| {tmp_path}/0.json and 1 more | 2 |" in out and f"| {tmp_path}/2.json | 1 |" in out
+
+
 def test_two_seeds_are_compared_with_each_other(tmp_path):
     paths = [write(tmp_path / f"{n}.json", [0.5, 0.1 * n, 0.5], seed=n) for n in (1, 2)]
     assert f"{paths[1]} minus {paths[0]}: recall@1 +5.00 [+0.00" in run("recipes/compare.py", *paths).stdout
@@ -67,7 +77,15 @@ def test_what_can_not_be_compared(changes, why, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     (
-        *({"args": 1}, {"trained_with": []}, {"recall@1": "1"}, {"recall@1": 2}, {"recall@1": 10**400}, {"list": 1}),
+        *(
+            {"args": 1},
+            {"trained_with": []},
+            {"averaged": 1},
+            {"recall@1": "1"},
+            {"recall@1": 2},
+            {"recall@1": 10**400},
+            {"list": 1},
+        ),
         *({"MAP@R": True}, {"gallery": []}, {"classes": []}, {"classes": {"label": [1]}}),
         {"classes": {**ZERO, "label": [1, 2]}},
         {"classes": {**ZERO, "label": [1, 2, 2**63]}},

@@ -71,18 +71,19 @@ def test_the_scripts_take_what_a_recipe_types(recipe, processes, lists, monkeypa
 
 def test_a_recipe_averages_with_its_start(lists, trained):
     environment = {"DATA": ".", "MODEL": "ResNet8", "WEIGHTS": f"{trained}/ResNet8/best"}
-    small = [*TINY, "--num_epochs=1", "--label_smoothing=0", "--freeze_stages=1"]
+    small = [*TINY[1:], "--num_epochs=1", "--label_smoothing=0", "--freeze_stages=1"]
     result = run("cub200_quadruplet.sh", lists, *small, **environment)
     folder = lists / "output_recipes" / "cub200_quadruplet"
     assert (
         f"averaged: 0.7 output_recipes/cub200_quadruplet/ResNet8/latest + 0.3 {trained}/ResNet8/best" in result.stdout
     )
-    assert json.loads((folder / "averaged.json").read_text())["args"]["pretrained_model"].endswith("/averaged")
+    figures = json.loads((folder / "averaged.json").read_text())
+    assert figures["args"]["pretrained_model"].endswith("/averaged") and figures["averaged"].startswith("0.7 output_")
 
 
 def test_a_recipe_trains_measures_and_goes_on(lists, trained):
     environment = {"DATA": ".", "MODEL": "ResNet8", "WEIGHTS": f"{trained}/ResNet8/best"}
-    small = [*TINY, "--num_epochs=1", "--label_smoothing=0"]
+    small = [*TINY[1:], "--num_epochs=1", "--label_smoothing=0"]
     first = run("cub200_triplet.sh", lists, *small, **environment)
     assert "Pass 0, trainbatch 0" in first.stdout and "recall@1" in first.stdout
     folder = lists / "output_recipes" / "cub200_triplet"
@@ -97,9 +98,30 @@ def test_a_recipe_trains_measures_and_goes_on(lists, trained):
         ({"DATA": "nowhere"}, "error: nowhere/CUB200_train.txt is not there: type 'sh data/download_cub200.sh', or"),
         ({"DATA": ".", "WEIGHTS": "none.pdparams"}, "error: WEIGHTS=none.pdparams is not there"),
         ({"DATA": ".", "PYTHON": "snake"}, "error: no 'snake' here: type '. .venv/bin/activate' first"),
+        ({"DATA": ".", "WEIGHTS": sys.executable, "PROCESSES": "two"}, "error: PROCESSES=two: a number of processes"),
     ),
 )
 def test_what_is_missing_is_one_line(environment, message, lists):
     result = run("cub200_triplet.sh", lists, status=2, **environment)
     assert result.stdout == "" and result.stderr.startswith(message) and result.stderr.count("\n") == 1
     assert not (lists / "output_recipes").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "message"),
+    (
+        ("cub200_softmax.sh", ["--model_save_dir=x"], "--model_save_dir: OUTPUT=... names the folder of a recipe"),
+        ("cub200_softmax.sh", ["--seed=1", "--model", "ResNet8"], "--model: MODEL=... names the network of a recipe"),
+        ("cub200_softmax.sh", ["--pretrained_model=x"], "--pretrained_model: WEIGHTS=... names what a recipe starts"),
+        ("cub200_softmax.sh", ["--val_list=x"], "--val_list: DATA=... names the folder of a recipe's lists"),
+        ("sample_table.sh", ["--seed=2"], "--seed=2: this recipe takes no flags"),
+    ),
+)
+def test_flags_that_a_recipe_would_not_follow(recipe, flags, message, lists):
+    result = run(recipe, lists, *flags, status=2, DATA=".", WEIGHTS=sys.executable)
+    assert result.stdout == "" and result.stderr.startswith(f"error: {message}") and result.stderr.count("\n") == 1
+
+
+def test_help_is_the_head_of_a_recipe(lists):
+    out = run("cub200_softmax.sh", lists, "--help").stdout
+    assert "recall@1" in out and "train " not in out and not (lists / "output_recipes").exists()

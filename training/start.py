@@ -156,6 +156,10 @@ def find_start(flags, typed, parser):
         return new_run({**flags, "checkpoint": ""}, typed)
     if not os.path.isfile(os.path.join(resolve(path), DESCRIPTION)):
         raise UserError(f"--checkpoint={path}: not a checkpoint directory of train.py{elsewhere(flags)}")
+    if "averaged" in read_description(resolve(path)):
+        raise UserError(
+            f"--checkpoint={path}: an average, where no run was: start one from it: --pretrained_model={path}"
+        )
     start = continue_run({**flags, "checkpoint": resolve(path)}, typed, parser)
     epochs, progress = start.flags["num_epochs"], read_progress(start.before)
     settings = RunSettings(epochs, eval_every=start.flags["eval_every"], patience=start.flags["patience"])

@@ -47,8 +47,7 @@ def imagenet_file(model):
     if model not in IMAGENET:
         why = f" ({_NONE[model]})" if model in _NONE else ""
         raise UserError(
-            f"--pretrained_model=imagenet: there is no official ImageNet file for {model}{why}; there is one for "
-            f"{', '.join(IMAGENET)}"
+            f"imagenet: there is no official ImageNet file for {model}{why}; there is one for {', '.join(IMAGENET)}"
         )
     url, md5 = IMAGENET[model]
     path = os.path.join(cache_folder(), url.rsplit("/", 1)[1])

@@ -22,8 +22,10 @@ def find_weights(path, model=None, which=""):
         names = sorted(os.listdir(path)) if os.path.isdir(path) else []
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror}") from None
-    if WEIGHTS_FILE in names and DESCRIPTION in names and which not in ("", "ema", "model"):
-        raise UserError(f"--weights={plain(which, 60)}: {path} is a checkpoint directory, which has ema and model")
+    known = ["model", *(["ema"] if EMA_FILE in names else [])]
+    if WEIGHTS_FILE in names and DESCRIPTION in names and which not in ("", *known):
+        has = " and ".join(known)
+        raise UserError(f"--weights={plain(which, 60)}: {path} is a checkpoint directory, which has {has}")
     if which != "model" and {WEIGHTS_FILE, EMA_FILE} <= set(names):
         return os.path.join(path, EMA_FILE)
     if WEIGHTS_FILE in names:
