@@ -158,6 +158,8 @@ def train(job, progress, continued):
     begun, log = time.time(), RunLog(job.run, job.settings, job.signals)
     if continued and parallel.from_first(not job.run.has(dataclasses.asdict(progress))):
         save(job, progress)  # the run goes on in another folder, or with other steps
+        if progress.best and parallel.is_first():
+            record_recall(job, progress)
     if job.settings.eval_at_start and not continued:
         evaluate(job, -1, log)
     for epoch in range(progress.epoch, job.settings.num_epochs):

@@ -6,6 +6,7 @@ import difflib
 import json
 import math
 import os
+import re
 import sys
 import textwrap
 
@@ -38,8 +39,10 @@ OTHER_VALUES = {
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are UserErrors that name the flag or the value that was probably meant."""
 
+    def parse_known_args(self, words=None, namespace=None):
+        return super().parse_known_args(at_home(words), namespace)
+
     def parse_args(self, words=None, namespace=None):
-        words = [_at_home(word) for word in (sys.argv[1:] if words is None else words)]
         found, unknown = self.parse_known_args(words, namespace)
         if unknown:
             self.error(self._unknown(plain(unknown[0])))
@@ -72,10 +75,14 @@ class _Parser(argparse.ArgumentParser):
         raise argparse.ArgumentError(action, message)
 
 
-def _at_home(word):
-    """--flag=~/path with the home folder in it: a shell puts it in only where a word begins with ~."""
-    flag, _, value = word.partition("=")
-    return f"{flag}={os.path.expanduser(value)}" if flag.startswith("--") and value.startswith("~/") else word
+def at_home(words=None):
+    """The words of a command line (None: of this one's), --flag=~/path with the home folder in it.
+
+    A shell puts it in only where a word begins with ~.
+    """
+    words = sys.argv[1:] if words is None else words
+    home = os.path.expanduser("~/")
+    return [re.sub("^(--[a-z_]+=)~/", lambda match: match[1] + home, word) for word in words]
 
 
 def _bare(text):

@@ -34,7 +34,7 @@ import numpy as np
 import files
 from runtime import process
 from split import Division, split
-from utility import UserError, say
+from utility import UserError, at_home, say
 
 MARK = "sample.json"  # says that a folder is a sample, and which files in it are ours
 MOST_MARK = 1 << 20  # bytes; that of 200 species has 60,000
@@ -414,7 +414,7 @@ def main():
     add("--size", type=int, default=96, help="pixels of a side, 32 to 1024; the birds stay the same (default: 96)")
     add("--seed", type=int, default=0, help="another seed draws other species and other pictures (default: 0)")
     add("--overwrite", action="store_true", help="replace an earlier sample; a folder with other files is left alone")
-    args = parser.parse_args()
+    args = parser.parse_args(at_home())
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is half drawn goes
     for name, (low, high) in RANGES.items():
         if not low <= getattr(args, name) <= high:

@@ -53,8 +53,8 @@ def add_search_arguments(parser):
         help="write the neighbours to this file, too: .csv, .jsonl, or .html, a page with the pictures in it")
     add("--index", default="",
         help="search by an index of faiss, by its factory string, such as HNSW32 or IVF1024,Flat (pip install "
-        "faiss-cpu), rather than exactly; exact: never (default: exact, or for a gallery of more than 100000 pictures "
-        "with --index_file or 5000 queries IVF<n>,Flat with the root of their number)")
+        "faiss-cpu), rather than exactly; exact: never (default: exact; with --index_file, or for 5000 queries in more "
+        "than 100000 pictures, IVF<n>,Flat with the root of their number)")
     add("--index_file", default="",
         help="keep the index in this file, .faiss: loaded where it is there and fits, else built and saved")
     # fmt: on

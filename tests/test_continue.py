@@ -42,6 +42,21 @@ def test_a_run_that_goes_on_in_another_folder_or_with_other_steps(birds, tmp_pat
     assert re.findall(r"^Pass (\d), recall", out, re.MULTILINE) == ["0", "1"]
 
 
+def test_the_best_goes_along_into_another_folder_or_is_said_to_stay(birds, tmp_path):
+    assert start(birds, tmp_path / "a", "--num_epochs=1").wait() == 0
+    description = checkpoint.read_description(f"{tmp_path}/a/ResNet8/0")
+    checkpoint.update_description(f"{tmp_path}/a/ResNet8/0", {**description, "best": {"recall@1": 1.0, "epoch": 0}})
+    flags = [f"--model_save_dir={tmp_path}/b", "--num_epochs=3"]
+    out = run("train.py", f"--checkpoint={tmp_path}/a/ResNet8/0", *flags).stdout
+    assert "best recall@1 1.0000 in pass 0" in out and "is not in" not in out
+    assert Run(tmp_path / "b" / "ResNet8").names() == ["0", "2"]
+    assert os.readlink(tmp_path / "b" / "ResNet8" / "best") == "0"
+    flags = [f"--model_save_dir={tmp_path}/c", "--num_epochs=4"]
+    out = run("train.py", f"--checkpoint={tmp_path}/b/ResNet8/2", *flags).stdout
+    assert "note: the best so far, recall@1 1.0000 in pass 0, is not in" in out
+    assert os.readlink(tmp_path / "c" / "ResNet8" / "best") == "3"
+
+
 @pytest.mark.parametrize(
     "flags, line",
     [

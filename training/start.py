@@ -461,7 +461,7 @@ def begin_run(run, start, settings, progress, same):
             run.point_at("latest", name)
         run.remove(run.later(name))
         run.remove_dangling()
-    if progress.best:
+    if progress.best and run.has(start.before):
         run.point_at("best", str(progress.best["epoch"]))
     if settings.log_to:
         run.sink = tensorboard.TensorBoard(run.path, progress)
@@ -505,7 +505,10 @@ def restore(run, start, data, parts):
         print("note: another --val_list: what was the best on the old one is forgotten")
         best = None
     there = [*run.names(), *(described_name(os.path.join(run.path, link)) for link in run.copied())]
-    if best and str(best["epoch"]) in there:  # not in another folder, or deleted since
+    if best and str(best["epoch"]) in (*there, checkpoint_name(before)):  # which another folder will have, too
         progress = dataclasses.replace(progress, best=best)
+    elif best:  # in another folder, or deleted since
+        where = f"recall@1 {best['recall@1']:.4f} in pass {best['epoch']}"
+        print(f"note: the best so far, {where}, is not in {run.path}: the best from here on is kept there")
     process.compare_process(before["process"])
     return progress
