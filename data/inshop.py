@@ -96,7 +96,10 @@ INSHOP = published.DataSet(
     name="In-shop Clothes Retrieval",
     prefix="inshop",
     counts={"train": (25882, 3997), "query": (14218, 3985), "gallery": (12612, 3985)},
-    archives={"img.zip": published.Archive("img"), "img_highres.zip": published.Archive("img_highres")},
+    archives={
+        "img.zip": published.Archive("img"),
+        "img_highres.zip": published.Archive("img_highres", spare_for="img"),
+    },
     expected=f"it has Eval/{PARTITION} and Img/img.zip, which its authors give by agreement: "
     "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html",
     find=find,

@@ -45,18 +45,27 @@ def encode(text):
 
 
 def write_lists(texts):
-    """Writes dict path -> text, all or none; an existing file with another text is kept. Raises: UserError."""
-    texts = {path: encode(text) for path, text in texts.items()}
+    """Writes dict path -> text, all or none; an existing file with another text is kept. Raises: UserError.
+
+    Where a path is a link, this is done to what it leads to.
+    """
+    texts = {os.path.realpath(path) if os.path.islink(path) else path: encode(text) for path, text in texts.items()}
     texts = {path: text for path, text in texts.items() if not files.holds(path, text)}
     kept = {}  # said in the end, for a reader of our output that has gone is no mistake of a list
     with contextlib.ExitStack() as stack:  # at whose end all get their names
         for path, text in texts.items():
             files.check_output(path, os.path.exists, "a list")
             stack.enter_context(files.atomic_write(path, "wb")).write(text)
-        for path in texts:
-            if os.path.lexists(path):
-                kept[path] = files.free_name(path)
-                os.rename(path, kept[path])
+        try:
+            for path in texts:
+                if os.path.lexists(path):
+                    name = files.free_name(path)
+                    os.rename(path, name)
+                    kept[path] = name
+        except OSError:
+            for path, name in kept.items():
+                os.rename(name, path)
+            raise
     for path, name in kept.items():
         say(f"note: {path} was in the way and is kept: it is now {name}")
 

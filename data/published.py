@@ -48,6 +48,7 @@ class Archive:
     top: str
     digest: str = ""
     size: Optional[int] = None
+    spare_for: str = ""  # the folder beside which it is not needed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,12 +134,14 @@ def unpacked(path, archives, subfolders=()):
         home, own, places = path, [], [path, *folders_in(path)]
     elif os.path.isfile(path):
         home = os.path.dirname(path) or os.curdir
-        own, places = [] if os.path.basename(path) in archives else [unpack_beside(path)], [home]
+        own = [] if os.path.basename(path) in archives else [unpack_beside(path)]
+        places = [*own, home]
     else:
         raise UserError(f"{path}: no such file or folder")
     for place in [os.path.join(place, name) for place in places for name in ("", *subfolders)]:
         for name, archive in archives.items():
-            if os.path.isfile(os.path.join(place, name)):
+            spare = archive.spare_for and os.path.isdir(os.path.join(place, archive.spare_for))
+            if os.path.isfile(os.path.join(place, name)) and not spare:
                 unpack_beside(os.path.join(place, name), archive)
     return list(dict.fromkeys([*own, home, *folders_in(home)]))
 

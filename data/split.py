@@ -105,6 +105,9 @@ def find_classes(folder, output_dir, left_out):
         if os.path.dirname(name) in beside:
             raise UserError(f"{path}: no images in this class folder: complete it or remove it")
         left_out.add("folders without images", path, folder=True)
+    crops = [name for name in classes if name.endswith("_crops") and all(map(oml.OWN_CROP.fullmatch, classes[name]))]
+    for name in crops:
+        left_out.add("crops of an earlier run", os.path.join(folder, name), count=len(classes.pop(name)))
     return classes
 
 
@@ -235,7 +238,7 @@ def split(root, output_dir, name, division, absolute=False, table=None):
     paths = list_paths(output_dir, name, (*lists, "classes"))
     texts = {paths[part]: list_text(members) for part, members in lists.items()}
     texts[paths["classes"]] = "".join(f"{label[one]} {folder_as_listed(one)}\n" for one in sorted(label, key=label.get))
-    write_lists({**texts, **table_of(lists, output_dir, table)})
+    write_lists(with_table(texts, lists, output_dir, table))
 
     report(folder, parts, classes, len(label))
     left_out.report()
@@ -269,7 +272,7 @@ def split_table(path, output_dir, name, division, absolute=False, table=None):
     lists = division.hold_out({part: by_label(members, listed) for part, members in parts.items()})
     paths = list_paths(output_dir, name, lists)
     texts = {paths[part]: list_text(members) for part, members in lists.items()}
-    texts.update(table_of(lists, output_dir, table))
+    texts = with_table(texts, lists, output_dir, table)
     if boxed:
         for output in texts:  # before the work
             files.check_output(output, os.path.exists, "a list")
@@ -301,16 +304,18 @@ def by_label(rows, listed):
     return [Class(label, f"label {label}", "", images) for label, images in sorted(found.items())]
 
 
-def table_of(lists, output_dir, table):
-    """{table: its text}, the CSV of the lists; {} where none is wanted."""
+def with_table(texts, lists, output_dir, table):
+    """{path: text} with the CSV of the lists, where one is wanted. Raises: UserError where it would replace another."""
     if table is None:
-        return {}
+        return texts
+    if os.path.realpath(table) in map(os.path.realpath, texts):
+        raise UserError(f"--csv={table}: one of the lists has this name: give another")
     prefix = list_prefix(output_dir, os.path.dirname(table) or os.curdir, False)
     rows = {
         part: [(os.path.join(prefix, one.folder, image), one.label) for one in members for image in one.images]
         for part, members in lists.items()
     }
-    return {table: oml.text_of(rows)}
+    return {**texts, table: oml.text_of(rows)}
 
 
 def say_lists(folder, lists, paths, name, table):
@@ -323,6 +328,10 @@ def say_lists(folder, lists, paths, name, table):
         left = " (test is left out: such a table has none)" if "test" in lists else ""
         say(f"as a table of Open Metric Learning: {table}{left}")
     warn(folder, lists)
+    for part in sorted({"fit", "holdout", "val", "test", "query", "gallery"} - set(lists)):
+        path = os.path.join(os.path.dirname(next(iter(paths.values()))), f"{name}_{part}.txt")
+        if os.path.exists(path):
+            print(f"warning: {path}: of an earlier split, not of this one", file=sys.stderr)
     command = next_command(lists, paths, name)
     if command:
         say("next: " + shlex.join(command))

@@ -111,21 +111,31 @@ def _build(search, gallery, about):
         index = faiss.index_factory(size, about["factory"], faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
             rows = np.sort(np.random.default_rng(0).permutation(count)[:MOST_TRAINING])
-            index.train(unit(gallery.features[rows], gallery.source))
+            index.train(_sample(gallery, rows))
         for first, rows in features.blocks(gallery.features):
             index.add(unit(rows, gallery.source, first))
+        _look_longer(index)
+        built, made = time.time() - start, Index(index, about)
+        about.update(k=search.top_k, recall=_recall(made, gallery, search.top_k))
     except (RuntimeError, MemoryError) as error:
         why = str(error).strip().splitlines()[0].rpartition(": ")[2] or "not possible"
         raise UserError(f"--index={about['factory']}: faiss can't build it of {count} x {size}: {plain(why)}") from None
-    _look_longer(index)
-    built, made = time.time() - start, Index(index, about)
-    about.update(k=search.top_k, recall=_recall(made, gallery, search.top_k))
     how = f"built in {built:.1f} sec"
     if search.index_file:
         _save(made, search.index_file)
         how += f" and saved to {plain(search.index_file, 1000)}"
     _say(about, how)
     return made
+
+
+def _sample(gallery, rows):
+    """Some rows of a gallery at length 1. Raises: UserError that names the first one that is NaN or infinite."""
+    try:
+        return unit(gallery.features[rows], gallery.source)
+    except UserError:
+        for first, block in features.blocks(gallery.features):  # which the sample does not say
+            unit(block, gallery.source, first)
+        raise
 
 
 def _look_longer(index):
@@ -154,7 +164,7 @@ def _recall(made, gallery, k):
     found = search(made, queries, gallery, k, own).cosine
     there = np.isfinite(wanted)
     least = np.where(there, wanted, np.inf).min(axis=1, keepdims=True) - 1e-6  # equal ones may stand for each other
-    return float((found >= least).sum() / max(1, there.sum()))
+    return float((found >= least).sum() / there.sum()) if there.any() else 1.0
 
 
 def search(made, queries, gallery, k, own=None):

@@ -169,6 +169,21 @@ def test_inshop_in_the_layouts_that_people_have(tmp_path, top, images):
     assert f"then: python eval.py {flags} --pretrained_model=output_inshop/ResNet50/best" in out
 
 
+def test_inshop_in_one_archive_with_another_that_is_not_needed(tmp_path):
+    """The archive of all holds img.zip; img_highres.zip beside it is not looked at."""
+    pictures, files = data_sets.inshop()
+    partition = files["Eval/list_eval_partition.txt"]
+    packed = {
+        "Img/img.zip": zipped(pictures),
+        "Img/img_highres.zip": b"PK no zip",
+        "Eval/list_eval_partition.txt": partition,
+    }
+    (tmp_path / "mine.zip").write_bytes(zipped({f"In-shop/{name}": content for name, content in packed.items()}))
+    out = prepare("inshop.py", tmp_path / "mine.zip", ANY).stdout
+    assert "img_highres" not in out
+    check_paths(tmp_path / "In-shop", "inshop", "train", "query", "gallery")
+
+
 def test_inshop_files_that_are_cut_off_or_others(tmp_path):
     pictures, files = data_sets.inshop()
     data_sets.write(tmp_path, pictures)

@@ -498,6 +498,25 @@ def test_indices_that_cannot_be(tmp_path, monkeypatch, capsys):
     assert index.open_index(search.Search("g"), a_gallery(), 2).about["factory"] == "IVF2,Flat"
 
 
+def test_an_index_that_has_nothing_to_find_or_cannot_search(tmp_path, capsys):
+    pytest.importorskip("faiss")
+    one = a_gallery(1)
+    index.open_index(search.Search("g", index="Flat"), one, 1)
+    assert "100.0% of the 5 nearest pictures are found" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--index=IVF0,Flat: faiss can't build it of 7 x "):
+        index.open_index(search.Search("g", index="IVF0,Flat"), a_gallery(), 1)
+
+
+def test_the_picture_that_an_index_cannot_learn_from_is_named(monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(index, "MOST_TRAINING", 10)
+    rows = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+    rows[80:] = np.nan
+    gallery = features.Gallery(rows, np.array([str(n) for n in range(100)], object), None, None, None, "g.npz")
+    with pytest.raises(UserError, match=r"g\.npz: the features of picture 81 are NaN"):
+        index.open_index(search.Search("g", index="IVF2,Flat"), gallery, 1)
+
+
 def test_parquet_as_viewers_read_it(found, birds, tmp_path, monkeypatch):
     pa = pytest.importorskip("pyarrow", reason="pip install pyarrow")
     pq = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow")

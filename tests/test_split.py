@@ -13,6 +13,7 @@ from conftest import ROOT, run
 
 sys.path.insert(0, os.path.join(ROOT, "data"))
 
+import listing
 import reader
 import split
 from utility import UserError
@@ -391,3 +392,60 @@ def test_a_list_that_is_there_and_another_is_kept(tmp_path):
     assert f"it is now {tmp_path}/shoes_train.txt.kept1" in run("data/split.py", tmp_path, "--name=shoes").stdout
     assert (tmp_path / "shoes_train.txt.kept1").read_text() == "images/Clog/1.jpg 7\n"
     assert (tmp_path / "shoes_train.txt").read_bytes() == written
+
+
+def test_a_list_that_is_a_link_and_another_is_kept_where_it_is(tmp_path):
+    """What the link leads to is kept under another name, and the link leads to the new list."""
+    make(tmp_path / "shoes", SHOES)
+    shared = tmp_path / "shared.txt"
+    shared.write_text("images/Clog/1.jpg 7\n")
+    for name, text in (("train", True), ("val", False)):  # the second leads nowhere
+        (tmp_path / "shoes" / f"shoes_{name}.txt").symlink_to(shared if text else tmp_path / "nowhere.txt")
+    run("data/split.py", tmp_path / "shoes")
+    assert (tmp_path / "shared.txt.kept1").read_text() == "images/Clog/1.jpg 7\n"
+    train, val, _ = lists(tmp_path / "shoes")
+    assert train and val and (tmp_path / "shoes" / "shoes_train.txt").is_symlink()
+    assert not (tmp_path / "shoes" / "shoes_train.txt.kept1").exists()
+
+
+def test_all_lists_or_none(tmp_path, monkeypatch):
+    """Where the second of two earlier ones can't be renamed, the first has its name again."""
+    before = {str(tmp_path / name): f"{name} 1\n" for name in ("a.txt", "b.txt")}
+    listing.write_lists(before)
+    rename = os.rename
+
+    def fails_of_b(path, name):
+        if str(path).endswith("b.txt"):
+            raise PermissionError(1, "Operation not permitted")
+        rename(path, name)
+
+    monkeypatch.setattr(os, "rename", fails_of_b)
+    with pytest.raises(UserError, match="Operation not permitted"):
+        listing.write_lists(dict.fromkeys(before, "new 1\n"))
+    assert {str(path): path.read_text() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["shoes_train.txt", "../shoes/shoes_classes.txt"])
+def test_a_table_is_none_of_the_lists(tmp_path, name):
+    make(tmp_path / "shoes", SHOES)
+    assert "one of the lists has this name" in fails(tmp_path / "shoes", f"--csv={tmp_path}/shoes/{name}")
+    assert not (tmp_path / "shoes" / "shoes_train.txt").exists()
+
+
+def test_lists_of_an_earlier_split_are_named(tmp_path):
+    make(tmp_path / "shoes", SHOES)
+    assert "earlier split" not in run("data/split.py", tmp_path / "shoes", "--holdout=0.34").stderr
+    err = run("data/split.py", tmp_path / "shoes", "--seed=2").stderr
+    assert err.count("of an earlier split, not of this one") == 2 and "shoes_fit.txt" in err and "holdout" in err
+
+
+def test_a_part_of_one_class_is_a_warning(tmp_path):
+    make(tmp_path / "shoes", SHOES)
+    err = run("data/split.py", tmp_path / "shoes", "--train_classes=4").stderr
+    assert "warning: val: one class: whatever is found is of it" in err
+
+
+def test_crops_of_an_earlier_run_are_no_class(tmp_path):
+    make(tmp_path / "shoes", {**SHOES, "df_crops/1_a.jpg": JPEG, "df_crops/22_b.jpg": JPEG, "my_crops/a.jpg": JPEG})
+    result = run("data/split.py", tmp_path / "shoes")
+    assert "11 images of 6 classes" in result.stdout and "2 crops of an earlier run" in result.stderr

@@ -237,8 +237,12 @@ def test_the_default_batch_takes_what_the_list_allows(monkeypatch, capsys, loss,
     batching = data.Batching(loss, 256, k, typed=False)
     assert data.check_batch(samples, batching) == size
     said = capsys.readouterr().out
-    assert (f"note: --train_batch_size={size} instead of 256" in said) == (size not in (256, 30))
-    if size not in (256, 30):
+    balanced = loss == "tripletloss"
+    assert (f"note: --train_batch_size={size} instead of 256" in said) == (balanced and size != 256)
+    assert (f"note: batches of {size}: the list has 30 images" in said) == (not balanced)
+    if not balanced:
+        assert data.check_batch(samples, data.Batching(loss, 256, k)) == size
+    elif size != 256:
         with pytest.raises(UserError):  # where it was typed
             data.check_batch(samples, data.Batching(loss, 256, k))
 

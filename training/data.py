@@ -111,8 +111,7 @@ def load_data(named, batching, reading, class_dim, before=None, checkpoint="", e
             lists.check_files(samples)
     if parallel.is_first():
         report_sharing(train, val)
-    step = batch_size if batching.balanced else batching.train_batch_size
-    steps = max(1, (batching.total_images or len(train.paths)) // step)
+    steps = max(1, (batching.total_images or len(train.paths)) // batch_size)
     return Data(train._replace(labels=np.searchsorted(classes, train.labels)), val, classes, batch_size, steps)
 
 
@@ -139,10 +138,12 @@ def report_sharing(train, val):
 def check_batch(train, batching):
     """The images of a step. Raises: UserError where the list can't make such batches."""
     wanted, count = batching.train_batch_size, len(train.paths)
-    batch_size = wanted if batching.balanced else min(wanted, count)
+    batch_size = wanted
+    if not batching.balanced and count < wanted:
+        batch_size = count - count % parallel.world_size() or count
     if not batching.typed:
         batch_size = largest_batch(train, batching)
-        if batch_size < (wanted if batching.balanced else min(wanted, count)) and parallel.is_first():
+        if batching.balanced and batch_size < wanted and parallel.is_first():
             print(f"note: --train_batch_size={batch_size} instead of {wanted}: the list and the flags allow no more")
     if batch_size % parallel.world_size():
         raise UserError(
@@ -153,8 +154,9 @@ def check_batch(train, batching):
         check_classes(
             np.unique(train.labels, return_counts=True)[1], batch_size, batching, batching.fills(train.labels)
         )
-    elif wanted > count:
-        print(f"note: batches of {count}: the list has no more images")
+    elif batch_size < wanted and parallel.is_first():
+        why = f"the list has {count} images" if count < wanted else f"{parallel.world_size()} processes share them"
+        print(f"note: batches of {batch_size}: {why}")
     return batch_size
 
 
