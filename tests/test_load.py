@@ -267,7 +267,7 @@ def test_a_path_beside_the_weights_says_which_to_give(tmp_path):
     for name in ("model.pdparams/", "model.pdparams/x/y"):
         assert f"{path}/model.pdparams is a file, not a directory; give {path}" in said(f"{path}/{name}")
     assert said(path / "best").endswith(f"{path} is a checkpoint directory: give that")
-    assert said(path, which="ima") == f"--weights=ima: {path} is a checkpoint directory, which has ema and model"
+    assert said(path, which="ima") == f"--weights=ima: {path} is a checkpoint directory, which has model"
 
 
 def test_an_optimizers_file_names_the_weights_beside_it(tmp_path):
