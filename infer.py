@@ -159,19 +159,19 @@ def export_model(folder, opened, refinement, whitening):
 def class_names(samples):
     """{label: name} of the classes of lists that have a file of them beside them, or of class folders.
 
-    A label that two lists have different names for has none.
+    A label that two lists use, and do not both have this name for, has none.
     """
     if samples.labels is None:
         return {}
     if samples.lines is None:
         folders = pictures.class_folders(samples.paths)
         return {label: folders[os.path.dirname(path)] for path, label in zip(samples.paths, samples.labels.tolist())}
-    lists_read = [samples.source] if samples.source else {line.rpartition(":")[0] for line in samples.lines}
+    sources = [samples.source or str(line).rpartition(":")[0] for line in samples.lines]
+    names = {path: reader.read_class_names(path) for path in set(sources)}
     found = collections.defaultdict(set)
-    for path in lists_read:
-        for label, name in reader.read_class_names(path).items():
-            found[label].add(name)
-    return {label: names.pop() for label, names in found.items() if len(names) == 1}
+    for path, label in set(zip(sources, samples.labels.tolist())):
+        found[label].add(names[path].get(label))
+    return {label: some.pop() for label, some in found.items() if len(some) == 1 and None not in some}
 
 
 def scores_of(samples, opened):

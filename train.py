@@ -100,11 +100,10 @@ def main():
 
     # Where it is kept, and how far it is.
     run = Run(os.path.join(args.model_save_dir, args.model))
-    same = parallel.is_first() and start.prepare_run(run, begin, settings)
-    parallel.meet("the run's folder")
+    same = parallel.from_first(parallel.is_first() and start.prepare_run(run, begin, settings))
     progress = Progress(lists.steps)
     if begin.before:
-        progress = start.restore(run, begin, lists, parts)
+        progress = start.restore(run, begin, lists, parts, same)
         optimizers.report_rate(schedule, progress, begin.before)
     parallel.meet("the checkpoint")  # all have read it
     if parallel.is_first():

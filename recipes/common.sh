@@ -38,7 +38,7 @@ for flag in "$@"; do
     --model_save_dir*) fail "${flag%%=*}: OUTPUT=... names the folder of a recipe" ;;
     --model | --model=*) fail "${flag%%=*}: MODEL=... names the network of a recipe" ;;
     --pretrained_model*) fail "${flag%%=*}: WEIGHTS=... names what a recipe starts from" ;;
-    --train_list* | --val_list*) fail "${flag%%=*}: DATA=... names the folder of a recipe's lists" ;;
+    --train_list* | --val_list* | --data_dir*) fail "${flag%%=*}: DATA=... names the folder of a recipe's lists" ;;
     esac
 done
 command -v "$python" > /dev/null ||

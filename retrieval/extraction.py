@@ -107,19 +107,21 @@ def lists_of_run(flags, typed):
     otherwise = protocols.default_list(flags.get("protocol"), reader.VAL_LIST)
     if os.path.isfile(os.path.join(path, DESCRIPTION)):
         description = read_description(path, ("args", "settings"))
-        for name in {"val_list", "train_list", "data_dir"} - typed:
+        for name in ("val_list", "train_list", "data_dir"):
             value = description["args"].get(name)
             if value and isinstance(value, str):
                 of_run[name] = path_of_run(value, path, description)
         names = {"train_list"} if typed & {"val_list", "data_dir"} else {"val_list", "train_list", "data_dir"}
-        flags.update({name: of_run[name] for name in names & set(of_run)})
+        flags.update({name: of_run[name] for name in (names & set(of_run)) - typed})
         if "train_list" not in typed and not os.path.isfile(flags["train_list"] or ""):
             flags["train_list"] = None
     named = path not in ("", "imagenet") and not exported_run.is_exported(path)
     if named and not flags["val_list"] and not os.path.exists(otherwise):
         weights.read_weights(path, flags["model"] or models.DEFAULT_MODEL, flags["weights"])
-    data_dir = of_run.get("data_dir") if "train_list" in of_run else None
-    return {**flags, "val_list": flags["val_list"] or otherwise}, data_dir or flags["data_dir"]
+    data_dir = of_run.get("data_dir")
+    if "train_list" in typed or "train_list" not in of_run or (data_dir and not os.path.isdir(data_dir)):
+        data_dir = flags["data_dir"]
+    return {**flags, "val_list": flags["val_list"] or otherwise}, data_dir
 
 
 def origin(pretrained_model):

@@ -15,6 +15,7 @@ and Chum, Negative evidences and co-occurrences in image retrieval, ECCV 2012. I
 import collections
 import dataclasses
 import os
+import struct
 import zipfile
 
 import numpy as np
@@ -171,7 +172,7 @@ def is_whitening(path):
     try:
         with zipfile.ZipFile(path) as file:
             return {f"{name}.npy" for name in Whitening._fields} <= set(file.namelist())
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, ValueError, NotImplementedError, struct.error, zipfile.BadZipFile):
         return False
 
 
@@ -193,7 +194,7 @@ def _read_whitening(path):
                 mean, matrix = (arrays[name].astype(np.float32, copy=False) for name in ("mean", "matrix"))
             if not (np.isfinite(mean).all() and np.isfinite(matrix).all()):
                 raise ValueError("numbers that are NaN or infinite")
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, MemoryError) as error:
+    except (OSError, ValueError, NotImplementedError, struct.error, zipfile.BadZipFile, EOFError, MemoryError) as error:
         raise UserError(f"{path}: no whitening that can be used: {error}") from None
     made_by = arrays["made_by"].tolist() if "made_by" in arrays else None
     return Whitening(mean, matrix, str(arrays["views"])), made_by
@@ -210,13 +211,13 @@ def learn(features, size, power, source):
     Raises: UserError where there are fewer than two, all are equal, or some are NaN or infinite.
     """
     x = _unit(np.asarray(features, np.float64))
-    mean = x.mean(axis=0)
-    x -= mean
     count, dimension = x.shape
-    if not np.isfinite(mean).all():
-        raise UserError(f"{source}: features that are NaN or infinite")
     if count < 2:
         raise UserError(f"{source}: {count} features, too few to learn a whitening from")
+    mean = x.mean(axis=0)
+    if not np.isfinite(mean).all():
+        raise UserError(f"{source}: features that are NaN or infinite")
+    x -= mean
     # The eigenvectors of the smaller of covariance and Gram matrix.
     if dimension <= count:
         values, vectors = np.linalg.eigh(x.T @ x / count)

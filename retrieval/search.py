@@ -175,7 +175,7 @@ def found_of(queries, gallery, result, by_name=False):
             other = labels.get(row_there)
             its_name = names.get(other, "")
             same = None if label is None or other is None else label == other
-            if by_name and (name or its_name):
+            if by_name and (own_names or names):
                 same = name == its_name if name and its_name else None
             others.append(Neighbour(value, str(path), other, its_name, same))
         yield Found(str(queries.paths[row]), label, name, others)

@@ -164,12 +164,18 @@ def test_data_dir_of_the_run_is_that_of_its_training_list_alone(tmp_path, monkey
     for typed, wanted in (
         ({}, (of_run, str(tmp_path))),
         ({"val_list": "mine.txt"}, ({**of_run, "val_list": "mine.txt", "data_dir": None}, str(tmp_path))),
-        ({"val_list": "mine.txt", "data_dir": "d"}, ({**of_run, "val_list": "mine.txt", "data_dir": "d"}, "d")),
+        ({"val_list": "v.txt", "data_dir": "d"}, ({**of_run, "data_dir": "d"}, str(tmp_path))),
+        (
+            {"train_list": "mine.txt", "val_list": "v.txt", "data_dir": "d"},
+            ({"train_list": "mine.txt", "val_list": "v.txt", "data_dir": "d"}, "d"),
+        ),
         ({"train_list": "mine.txt"}, ({**of_run, "train_list": "mine.txt"}, str(tmp_path))),
     ):
         found, data_dir = extraction.lists_of_run({**flags, **typed}, set(typed))
         names = {name: found[name] for name in of_run}
         assert (names, data_dir) == wanted
+    of_run["data_dir"] = f"{tmp_path}/moved"  # is no more
+    assert extraction.lists_of_run({**flags, "val_list": "v", "data_dir": "d"}, {"val_list", "data_dir"})[1] == "d"
 
 
 def test_a_run_that_was_moved_with_its_lists(tmp_path):

@@ -55,6 +55,10 @@ def test_the_best_goes_along_into_another_folder_or_is_said_to_stay(birds, tmp_p
     out = run("train.py", f"--checkpoint={tmp_path}/b/ResNet8/2", *flags).stdout
     assert "note: the best so far, recall@1 1.0000 in pass 0, is not in" in out
     assert os.readlink(tmp_path / "c" / "ResNet8" / "best") == "3"
+    # What --overwrite deletes has no best: that of c is of the same number.
+    flags = [f"--model_save_dir={tmp_path}/b", "--num_epochs=5", "--overwrite=True"]
+    out = run("train.py", f"--checkpoint={tmp_path}/c/ResNet8/3", *flags).stdout
+    assert os.path.isdir(tmp_path / "b" / "ResNet8" / "best") and "done: " in out
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The exported model: on its own, by its run.py, and measured; and networks opened from Python."""
 
+import errno
 import importlib
 import json
 import os
@@ -121,6 +122,16 @@ def test_an_export_is_whole_or_nothing(network, tmp_path, no_trace, capfd):
     export.check_export_folder(str(target))
     with pytest.raises(UserError, match="a file, not a folder"):
         export.check_export_folder(str(tmp_path / "own" / "thesis.tex"))
+
+
+def test_a_full_disk_is_called_that(network, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export.os, "fsync", full)
+    with pytest.raises(UserError, match=r"nothing written: .*No space left on device"):
+        export.export(network, Settings("ResNet8", image_shape=SHAPE), str(tmp_path / "e"))
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_exported_model_in_onnx_runtime(tmp_path):

@@ -114,6 +114,7 @@ def test_what_is_missing_is_one_line(environment, message, lists):
         ("cub200_softmax.sh", ["--seed=1", "--model", "ResNet8"], "--model: MODEL=... names the network of a recipe"),
         ("cub200_softmax.sh", ["--pretrained_model=x"], "--pretrained_model: WEIGHTS=... names what a recipe starts"),
         ("cub200_softmax.sh", ["--val_list=x"], "--val_list: DATA=... names the folder of a recipe's lists"),
+        ("cub200_softmax.sh", ["--data_dir=x"], "--data_dir: DATA=... names the folder of a recipe's lists"),
         ("sample_table.sh", ["--seed=2"], "--seed=2: this recipe takes no flags"),
     ),
 )

@@ -446,6 +446,7 @@ def test_a_part_of_one_class_is_a_warning(tmp_path):
 
 
 def test_crops_of_an_earlier_run_are_no_class(tmp_path):
-    make(tmp_path / "shoes", {**SHOES, "df_crops/1_a.jpg": JPEG, "df_crops/22_b.jpg": JPEG, "my_crops/a.jpg": JPEG})
+    make(tmp_path / "shoes", {**SHOES, "df_crops/1_a.jpg": JPEG, "df_crops/22_b.jpg": JPEG, "my_crops/1_a.jpg": JPEG})
+    (tmp_path / "shoes" / "df_train.txt").write_text("df_crops/1_a.jpg 1\n")
     result = run("data/split.py", tmp_path / "shoes")
     assert "11 images of 6 classes" in result.stdout and "2 crops of an earlier run" in result.stderr

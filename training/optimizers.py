@@ -270,6 +270,5 @@ def load_optimizer_state(named_parameters, optimizer, saved, path):
     unknown = [key for key in saved if key.rpartition("/")[0] not in named_parameters]
     if unknown:
         raise UserError(f"{path}: has {unknown[0]!r}, which this network lacks")
-    saved = {key: x for key, x in saved.items() if not named_parameters[key.rpartition("/")[0]].stop_gradient}
     check_part(saved, {key: value for key, (_, value) in entries.items()}, path)
     optimizer.set_state_dict({name: paddle.to_tensor(saved[key]) for key, (name, _) in entries.items()})

@@ -172,7 +172,9 @@ def find_start(flags, typed, parser):
             f"{start.checkpoint}: has all of its {number_of(progress.epoch + 1, 'epoch')}: a larger --num_epochs than "
             f"{max(epochs, progress.epoch + 1)} goes on"
         )
-    if progress.epoch >= epochs:
+    if progress.epoch >= epochs and progress.step < progress.steps:
+        if auto:
+            raise process.Stopped(0, f"done before: {start.checkpoint}")
         raise UserError(f"{start.checkpoint}: in the middle of pass {progress.epoch}: a --num_epochs above it goes on")
     return start
 
@@ -490,22 +492,28 @@ def check_room(run, settings, same):
 # ---------------------------------------------------------------- what the checkpoint holds
 
 
-def restore(run, start, data, parts):
-    """Puts back what the checkpoint holds of objective, optimizer and loss scaling; -> Progress."""
+def restore(run, start, data, parts, same):
+    """Puts back what the checkpoint holds of objective, optimizer and loss scaling; -> Progress.
+
+    Args:
+        same: what `prepare_run` returned.
+    """
     before = start.before
     run_parts.restore(parts, start.checkpoint, before, start.flags["optimizer"], start.flags["force"])
     # With --force an epoch may have other steps than the one that was begun: then the next begins.
     done = before["step"] == before["steps"]
     step = data.steps if done else min(before["step"], data.steps)
-    progress = read_progress(before)
-    bad = tuple(picture for picture in progress.bad if picture[0] < len(data.train.paths))  # --force: of another list
-    progress = dataclasses.replace(progress, steps=data.steps, step=step, best=None, bad=bad)
+    progress = dataclasses.replace(read_progress(before), steps=data.steps, step=step, best=None)
+    if lists_before(data, start)["train_list"] != reader.fingerprint(data.train):
+        progress = dataclasses.replace(progress, bad=())  # --force: its numbers are of another list
     best = before["best"]
     if best and data.val and lists_before(data, start)["val_list"] != reader.fingerprint(data.val):
         print("note: another --val_list: what was the best on the old one is forgotten")
         best = None
-    there = [*run.names(), *(described_name(os.path.join(run.path, link)) for link in run.copied())]
-    if best and str(best["epoch"]) in (*there, checkpoint_name(before)):  # which another folder will have, too
+    there = [checkpoint_name(before)]  # which another folder will have, too
+    if same:
+        there += [*run.names(), *(described_name(os.path.join(run.path, link)) for link in run.copied())]
+    if best and str(best["epoch"]) in there:
         progress = dataclasses.replace(progress, best=best)
     elif best:  # in another folder, or deleted since
         where = f"recall@1 {best['recall@1']:.4f} in pass {best['epoch']}"
