@@ -10,7 +10,6 @@ import time
 import numpy as np
 
 import files
-import losses
 import models
 import reader
 import weights
@@ -18,7 +17,7 @@ from models import Settings
 from retrieval import exported_run, protocols
 from runtime import parallel, process
 from utility import UserError, plain
-from weights.checkpoint import DESCRIPTION, path_of_run, read_description, resolve
+from weights.checkpoint import DESCRIPTION, head_was_trained, path_of_run, read_description, resolve
 
 # network: EmbeddingNet, or a function as of `eager` over an exported model; settings: models.Settings as settled;
 # file_name: of its weights, "" for random ones; labels: int64, the labels of the head's classes in their order;
@@ -73,7 +72,7 @@ def open_network(asked, pretrained_model, allow_partial=False, which=""):
         weights.check_layers(found, settings)
     network = settings.build()
     if found:
-        head = "fit" if state is None or allow_partial else "must"
+        head = "fit" if allow_partial else "may differ" if state is None else "must"
         print(weights.load_weights(network, found, settings.model, head, allow_partial))
     else:
         print(f"note: no --pretrained_model: this {settings.model} has random weights", file=sys.stderr)
@@ -177,13 +176,6 @@ def _open_exported(asked, folder):
         program, parameters = (files.sha256(os.path.join(folder, name))[:32] for name in description["files"])
         made_by = [f"weights={parameters}", f"program={program}"]
     return Opened(run, settings, folder, None, None, None, True, chosen_on, refined, made_by)
-
-
-def head_was_trained(state):
-    """Whether the head of a checkpoint learned with its network; True where its description, or None, does not say."""
-    args = (state or {}).get("args", {})
-    name = args.get("loss_name")
-    return not (isinstance(name, str) and name in losses.LOSSES) or losses.trains_head({"alpha": None, **args})
 
 
 def list_that_chose(state):

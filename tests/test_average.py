@@ -94,6 +94,42 @@ def test_runs_of_the_same_classes_are_averaged_whole(birds, trained, tmp_path):
     assert np.array_equal(tensors(output)["head.weight"], one["head.weight"])
 
 
+def altered(folder, to, tensors, **changes):
+    """A copy of a checkpoint with other tensors and another description."""
+    description = checkpoint.read_description(str(folder))
+    for name in ("sums", *(name for name, value in changes.items() if value is None)):
+        description.pop(name, None)
+    description.update({name: value for name, value in changes.items() if value is not None})
+    checkpoint.write_checkpoint(str(to), {"model": tensors}, description, lambda: None)
+    return to
+
+
+def test_heads_that_do_not_mean_the_same_are_left_alone(trained, tmp_path):
+    """A head of another size, which would be random; one that its run did not train. Settings that an older checkpoint
+    lacks are those of their defaults."""
+    first = trained / "ResNet8" / "latest"
+    state, values = checkpoint.read_description(str(first)), tensors(first)
+    wide = {**values, "head.weight": np.ones((64, 10), np.float32), "head.bias": np.ones(10, np.float32)}
+    settings = {name: value for name, value in state["settings"].items() if name not in ("head", "embedding_norm")}
+    for name, other, changes, whole in (
+        ("wide", wide, {}, False),
+        ("untrained", values, {"args": {**state["args"], "alpha": 0.0}}, False),
+        ("older", values, {"settings": settings}, True),
+    ):
+        path = altered(first, tmp_path / name, other, **changes)
+        out = run(SCRIPT, first, path, f"--output_dir={tmp_path}/{name}_averaged").stdout
+        assert ("network averaged" if whole else "backbone averaged") in out, out
+        assert np.array_equal(tensors(tmp_path / f"{name}_averaged")["head.weight"], values["head.weight"])
+
+
+def test_another_network_of_the_same_shapes_is_none(trained, tmp_path):
+    first = trained / "ResNet8" / "latest"
+    state = checkpoint.read_description(str(first))
+    other = altered(first, tmp_path / "b", tensors(first), settings={**state["settings"], "model": "ResNet18"})
+    error = run(SCRIPT, first, other, f"--output_dir={tmp_path}/c", status=2).stderr
+    assert "b/model.pdparams: of ResNet18, and " in error and not os.path.exists(tmp_path / "c")
+
+
 @pytest.mark.parametrize(
     ("others", "flags", "message"),
     [

@@ -467,6 +467,21 @@ def test_keras_that_is_broken(tmp_path):
         weights.read_weights(str(path))
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"res2a_branch2a/kernel": (1, 1, 4, 4), "bn_conv1/moving_mean": (4000, 1), "conv1/bias": (4000,)},
+        {"res2a_branch2a/kernel": (1, 1, 4, 4), "bn_conv1/moving_mean": (4000, 1), "conv1/kernel": (7, 7, 3, 64)},
+        {"res2a_branch2a/kernel": (1, 1, 4, 4), "bn_conv1/moving_mean": (64,), "conv1/kernel": (64,)},
+    ],
+)
+def test_keras_names_for_arrays_of_other_shapes(tmp_path, odd):
+    """What would be spread over each other, or has no such dimension, is refused."""
+    paddle.save({name: paddle.zeros(shape) for name, shape in odd.items()}, str(tmp_path / "x.pdparams"))
+    with pytest.raises(UserError, match=r"x\.pdparams: refused: backbone\."):
+        weights.read_weights(str(tmp_path / "x.pdparams"))
+
+
 def test_keras_of_a_model_in_a_model(tmp_path):
     """Keras writes all of an inner model's layers into one group, beside those of the outer one."""
     h5py = pytest.importorskip("h5py")

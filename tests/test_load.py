@@ -15,6 +15,7 @@ from test_layouts import loaded, paddleclas_resnet, paddleclas_se_resnext_vd, py
 
 import models
 import weights
+from retrieval import extraction
 from utility import UserError
 from weights import formats, sets
 from weights.checkpoint import WEIGHTS_FILE
@@ -468,3 +469,23 @@ def test_one_array_under_the_names_of_many(tmp_path):
         pickle.dump(dict.fromkeys(names, kernel), file, protocol=2)
     with pytest.raises(UserError, match=r"w\.pdparams: refused: one array has the names of many"):
         weights.read_weights(str(tmp_path / "w.pdparams"))
+
+
+def test_the_file_of_a_part_is_that_part(trained):
+    path = f"{trained}/ResNet8/latest/model.pdparams"
+    assert weights.read_weights(path, which="model").tensors
+    for which in ("ema", "nonsense"):
+        with pytest.raises(UserError, match=f"--weights={which}: .*model.pdparams is the model of a checkpoint"):
+            weights.read_weights(path, which=which)
+
+
+def test_no_random_embedding_layer_is_evaluated(tmp_path):
+    """Of a file without a description a head that does not fit may be skipped, and no other layer that is there."""
+    values = models.build_model("ResNet8", 3, embedding_size=8).state_dict()
+    del values["embedding.bias"]
+    paddle.save(values, str(tmp_path / "x.pdparams"))
+    asked = dict.fromkeys(("model", "pooling", "embedding_size", "head", "image_shape", "test_transform"))
+    asked["model"] = "ResNet8"
+    with pytest.raises(UserError, match=r"x\.pdparams: not the weights of ResNet8: embedding"):
+        extraction.open_network(asked, str(tmp_path / "x.pdparams"))
+    assert extraction.open_network(asked, str(tmp_path / "x.pdparams"), allow_partial=True).settings.embedding_size == 8

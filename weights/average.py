@@ -46,19 +46,32 @@ def read_networks(paths):
     found = [first, *(weights.read_weights(path, settings.model) for path in paths[1:])]
     states = []
     for one in found:
+        model = one.state["settings"]["model"] if one.state else settings.model
+        if model != settings.model:
+            raise UserError(f"{one.file_name}: of {model}, and {paths[0]} of {settings.model}")
         network = settings.build()
         print(weights.load_weights(network, one, settings.model, head="fit" if states else "must"))
         states.append({name: value.numpy() for name, value in network.state_dict().items()})
     names = list(states[0])
-    if not all(_are_alike(one.state, first.state) for one in found):
+    if not all(_are_alike(one, first) for one in found):
         names = [name for name in names if name.startswith("backbone.")]
     return states, names, first.state
 
 
-def _are_alike(state, other):
-    """Whether the descriptions of two checkpoints, or None, are of networks whose every layer means the same."""
-    same = bool(state) and state["labels"] == other["labels"]
-    return same and all(state["settings"].get(name) == other["settings"].get(name) for name in IN_WEIGHTS)
+def _are_alike(*pair):
+    """Whether two Weights are of networks whose every layer means the same; the second is a checkpoint's."""
+    if not pair[0].state:
+        return False
+    one, other = (
+        [
+            some.state["labels"],
+            weights.layer_size(some, "head"),
+            checkpoint.head_was_trained(some.state),
+            [getattr(Settings.settle({}, some.state["settings"], ()), name) for name in IN_WEIGHTS],
+        ]
+        for some in pair
+    )
+    return one == other
 
 
 def average(states, shares, names):

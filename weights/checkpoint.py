@@ -17,6 +17,7 @@ import os
 import re
 
 import files
+import losses
 from models import Settings
 from utility import UserError, plain
 
@@ -268,6 +269,13 @@ def resolve(path):
 
 
 # ---------------------------------------------------------------- what the run was told
+
+
+def head_was_trained(state):
+    """Whether the head of a checkpoint learned with its network; True where its description, or None, does not say."""
+    args = (state or {}).get("args", {})
+    name = args.get("loss_name")
+    return not (isinstance(name, str) and name in losses.LOSSES) or losses.trains_head({"alpha": None, **args})
 
 
 def path_of_run(value, checkpoint, description):

@@ -257,13 +257,19 @@ def _from_keras(found, epsilon):
             value = value + epsilon - 1e-5
         elif what == "_mean":
             conv = layer.replace("downsample.1", "downsample.0").replace(".bn", ".conv")
-            value = value - found.get(f"{conv}.bias", 0.0)
+            bias = np.asarray(found.get(f"{conv}.bias", np.zeros(value.shape)))
+            if bias.shape != value.shape:
+                raise ValueError(f"{name} is {list(value.shape)}, the bias in front of it {list(bias.shape)}")
+            value = value - bias
         elif value.ndim == 4:
             value = value.transpose(3, 2, 0, 1)
         if not (what == "bias" and re.search(r"\.(conv\d|downsample\.0)$", layer)):
             tensors[name] = value
     first, mean = "backbone.conv1.weight", "backbone.bn1._mean"
     if first in tensors and mean in tensors:
+        shape = tensors[first].shape
+        if len(shape) != 4 or shape[1] != 3 or tensors[mean].shape != shape[:1]:
+            raise ValueError(f"{first} is {list(shape)}, {mean} {list(tensors[mean].shape)}")
         kernel = tensors[first][:, ::-1]  # of RGB
         rest = 255 * np.array(MEAN) - _KERAS_MEAN
         tensors[mean] = tensors[mean] - np.einsum("ochw,c->o", kernel, rest)

@@ -58,6 +58,9 @@ def read_weights(path, model=None, which=""):
         raise UserError(f"{file_name}: refused: {error}") from None
     if not found:
         raise UserError(f"{file_name}: {_unknown_names(tensors, file_name)}")
+    part = "ema" if os.path.basename(file_name) == EMA_FILE else "model"
+    if state and which not in ("", part):
+        raise UserError(f"--weights={plain(which, 60)}: {file_name} is the {part} of a checkpoint: give its folder")
     found = sets.choose(found, None if state else model, "" if state else which, file_name)
     renamed = found.renamed
     classes = _layer_size(renamed.tensors, "head")
@@ -67,7 +70,7 @@ def read_weights(path, model=None, which=""):
         )
     network = state["settings"].get("model") if state else found.network or "network"
     source = f"{renamed.writer} {network}" + (f", epoch {state['epoch']}" if state else "")
-    if state and os.path.basename(file_name) == EMA_FILE:
+    if state and part == "ema":
         source += ", average over its steps"
     if state and "averaged" in state:
         source += f", averaged: {plain(state['averaged'])}"
@@ -99,7 +102,8 @@ def load_weights(network, weights, model, head="fit", allow_partial=False):
         weights: what `read_weights` returned.
         model: the network's name, for messages.
         head: "fit" loads the pooling's power, embedding layer and head where they fit and skips them otherwise, as
-            fine-tuning wants; "must" takes it for an error if they don't.
+            fine-tuning wants; "may differ" skips the head alone; "must" takes it for an error if one of them does not
+            fit.
         allow_partial: load those tensors of the backbone that fit rather than refuse all for the others.
 
     Returns: one line that says what was loaded and what was not.
@@ -110,7 +114,13 @@ def load_weights(network, weights, model, head="fit", allow_partial=False):
     # The first blocks of a deeper network have the shapes of this one's: what is left over counts, too.
     wrong.update({name: f"not in {model}" for name in weights.tensors if name not in wanted})
     of_backbone = {name: why for name, why in wrong.items() if name.startswith("backbone.")}
-    refused = wrong if head == "must" else {} if allow_partial else of_backbone
+    refused = {} if allow_partial else of_backbone
+    if head == "must":
+        refused = wrong
+    elif head == "may differ":
+        known = {name.partition(".")[0] for name in weights.tensors} & {"pool", "embedding"}
+        own = {name: why for name, why in wrong.items() if name in wanted and name.partition(".")[0] in known}
+        refused = {**refused, **own}
     if refused:
         raise UserError(f"{weights.file_name}: not the weights of {model}: {_five(refused)}; {_reason(weights, model)}")
 
