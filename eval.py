@@ -80,8 +80,8 @@ def main():
     refinement = utility.fill(refine.Refinement, args)
     to_learn_from = refine.check_refinement(refinement, args.data_dir, args.on_bad_image)
     trained = reader.read_list(args.train_list, train_data_dir, need_labels=False) if args.train_list else None
-    apart = {"training images": trained, "learned from by --whiten": to_learn_from}
-    check_lists(query, gallery, apart, args.on_bad_image)
+    warn_of_other_lists(args.pretrained_model, {"val_list": query, "train_list": trained}, typed)
+    check_lists(query, gallery, trained, to_learn_from, args.on_bad_image)
     check_outputs(args.output_json, args.report)
     pictures = sum(len(samples.paths) for samples in (query, gallery) if samples)
     more = figures.check_options(utility.fill(figures.Options, args), pictures)
@@ -196,11 +196,29 @@ def log_of_run(pretrained_model):
     return Run(os.path.dirname(path)).read_log() if extraction.origin(path)["trained_with"] else None
 
 
-def check_lists(query, gallery, apart, on_bad_image):
+def warn_of_other_lists(pretrained_model, lists_read, typed):
+    """Says where a list that was taken over from a checkpoint's run is not the one that the run had.
+
+    Args:
+        lists_read: {flag: Samples or None}; typed: the names of the flags that were typed.
+    """
+    state = extraction.description_of(pretrained_model)
+    taken_over = {"train_list"} if typed & {"val_list", "data_dir"} else {"train_list", "val_list"}
+    for flag in sorted(taken_over - typed):
+        samples, then = lists_read[flag], state.get(flag)
+        if then is None or samples is None or samples.labels is None:
+            continue
+        if flag == "train_list":  # of which train.py knows the classes by their indices
+            samples = samples._replace(labels=np.searchsorted(state["labels"], samples.labels))
+        if then not in (reader.fingerprint(samples), reader.fingerprint(samples, components=1)):
+            print(f"warning: {samples.source}: not what it was when the run had it as --{flag}", file=sys.stderr)
+
+
+def check_lists(query, gallery, trained, to_learn_from, on_bad_image):
     """Raises a UserError where there is nothing to find, or where pictures are missing; reports what is there twice.
 
     Args:
-        apart: {what its pictures are: Samples or None} of lists that should have no picture of the queries.
+        trained, to_learn_from: Samples of training and of --whiten, or None: they should have none of the queries.
     """
     if gallery and not np.isin(query.labels, gallery.labels).any():
         raise UserError(f"{gallery.source}: has no image of any class of {query.source}: nothing to find")
@@ -209,6 +227,7 @@ def check_lists(query, gallery, apart, on_bad_image):
         for samples in both:
             lists.check_files(samples)
     if parallel.is_first():
+        apart = {"training images": trained, "learned from by --whiten": to_learn_from}
         apart = {what: samples for what, samples in apart.items() if samples}
         identities = lists.identify(*both, *apart.values())
         for samples, identity in zip(both, identities):

@@ -212,6 +212,8 @@ def read_input(flags, typed):
     if flags["export_dir"] and not typed & {"input", "val_list", "gallery", "feature_file"}:
         return None
     if flags["input"]:
+        if "" in flags["input"]:
+            raise UserError("--input: one of them is empty: a variable that is not set?")
         return find_samples(flags["input"], flags["data_dir"])
     flags, _ = extraction.lists_of_run(flags, typed)
     return reader.read_list(flags["val_list"], flags["data_dir"], need_labels=False)

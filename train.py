@@ -176,6 +176,8 @@ def train(job, progress, continued):
         found = f", best recall@1 {best['recall@1']:.4f} in pass {best['epoch']}" if best else ""
         print(f"saved {os.path.join(job.run.path, str(epoch))}{found}")
         if job.settings.is_over(progress):
+            if epoch + 1 < job.settings.num_epochs:
+                print(f"ended by --patience={job.settings.patience}: no better recall@1 since pass {best['epoch']}")
             break
     if parallel.is_first():
         print(summary(job.run, progress, job.data.val, time.time() - begun))

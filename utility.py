@@ -148,13 +148,18 @@ def parse_typed(parser):
     typed = set(vars(parser.parse_args()))
     for action, default in zip(parser._actions, defaults):
         action.default = default
-    for flag, values in _repeated(sys.argv[1:]).items():
-        print(f"note: {flag} is given {len(values)} times: the last, {plain(values[-1])}, counts")
+    note_repeated()
     return args, typed
 
 
+def note_repeated():
+    """Says which flags have several different values on the command line."""
+    for flag, values in _repeated(sys.argv[1:]).items():
+        print(f"note: {flag} is given {len(values)} times: the last, {plain(values[-1])}, counts")
+
+
 def _repeated(words):
-    """{flag: [value]} of the flags that have several different values on a command line."""
+    """{flag: [value]} of the flags that have several different values in the words of a command line."""
     given, values = {}, []
     for word in words:
         flag, equals, value = word.partition("=")

@@ -28,7 +28,7 @@ import pictures
 from division import ALL, Division
 from listing import Class, as_listed, folder_as_listed, list_prefix, list_text, write_lists
 from runtime import process
-from utility import UserError, at_home, number_of, plain, say
+from utility import UserError, at_home, note_repeated, number_of, plain, say
 
 # Lists of an earlier run, which may lie among the pictures.
 OWN_LISTS = re.compile(r".+_(train|val|test|fit|holdout|query|gallery|classes)\.txt(\.kept\d+)?")
@@ -473,6 +473,10 @@ def main():
     parser.add_argument("--absolute", action="store_true", help="absolute paths: the lists may then be moved")
     parser.add_argument("--csv", metavar="FILE", help="also write train and val as a CSV of Open Metric Learning")
     args = parser.parse_args(at_home())
+    note_repeated()
+    for name in ("root", "output_dir", "name", "csv"):
+        if getattr(args, name) == "":
+            raise UserError(f"{name}: is empty: give a name, or leave it out")
     is_table = os.path.isfile(args.root)
     folder = os.path.dirname(args.root) or os.curdir if is_table else args.root
     output_dir = folder if args.output_dir is None else args.output_dir

@@ -31,14 +31,15 @@ from utility import UserError, plain, say
 ASIDE = {
     "seed", "model_save_dir", "checkpoint", "output_json", "quiet", "num_workers", "log_every", "log_to", "use_gpu",
     "train_list", "val_list", "gallery_list", "data_dir", "save_whiten", "report", "overwrite", "force", "keep",
-    "save_every", "batch_size", "test_batch_size",
+    "recall_at", "save_every", "batch_size", "test_batch_size",
 }  # fmt: skip
 COLUMN = re.compile(r"recall@[0-9]{1,9}|MAP@R|mAP")
 PAIRED = ("recall@1", "MAP@R")
 
 # One file. figures: {name: float}; list: of what is measured, equal for the same list; classes: {"label", "queries",
-# *PAIRED}: arrays [C], or None in files of older versions; method: equal for runs that differ by their seeds alone.
-Run = collections.namedtuple("Run", "path figures list classes method")
+# *PAIRED}: arrays [C], or None in files of older versions; method: equal for runs that differ by their seeds alone;
+# seed: as JSON has it, or None.
+Run = collections.namedtuple("Run", "path figures list classes method seed")
 
 
 def read_run(path):
@@ -66,7 +67,8 @@ def read_run(path):
         classes = _read_classes(classes)
         if classes is None:
             raise foreign
-    return Run(path, figures, lists, classes, _method(content["args"], trained, averaged))
+    seed = trained.get("seed", content["args"].get("seed"))
+    return Run(path, figures, lists, classes, _method(content["args"], trained, averaged), seed)
 
 
 def _is_share(value):
@@ -102,7 +104,9 @@ def _method(flags, trained, averaged):
         averaged: shares and paths, "0.7 a/latest + 0.3 imagenet", or "".
     """
     flags = {name: value for name, value in flags.items() if name not in ASIDE}
-    if trained and isinstance(flags.get("pretrained_model"), str):
+    if averaged:
+        flags.pop("pretrained_model", None)  # the folder of an average, which says nothing
+    elif trained and isinstance(flags.get("pretrained_model"), str):
         flags["pretrained_model"] = os.path.basename(os.path.normpath(flags["pretrained_model"]))  # best, latest, ...
     trained = {name: value for name, value in trained.items() if name not in ASIDE}
     parts = (part.partition(" ") for part in averaged.split(" + "))
@@ -111,10 +115,17 @@ def _method(flags, trained, averaged):
 
 
 def grouped(runs):
-    """The runs in groups, lists of those with one method and one list, in the order of their first."""
+    """The runs in groups, lists of those with one method and one list, in the order of their first.
+
+    Raises: UserError where two of a group have one seed and the same figures: they are one.
+    """
     groups = {}
     for run in runs:
-        groups.setdefault((run.method, *run.list), []).append(run)
+        group = groups.setdefault((run.method, *run.list), [])
+        for other in group:
+            if (other.seed, other.figures) == (run.seed, run.figures):
+                raise UserError(f"{other.path} and {run.path}: one run, measured twice: leave one of them out")
+        group.append(run)
     return list(groups.values())
 
 

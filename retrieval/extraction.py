@@ -123,16 +123,21 @@ def lists_of_run(flags, typed):
     return {**flags, "val_list": flags["val_list"] or otherwise}, data_dir
 
 
+def description_of(pretrained_model):
+    """The description of a checkpoint, {} of other weights."""
+    path = resolve(pretrained_model)
+    return read_description(path, ("args",)) if os.path.isfile(os.path.join(path, DESCRIPTION)) else {}
+
+
 def origin(pretrained_model):
     """How weights were made, for a file of figures.
 
     Returns: {"trained_with": the flags of train.py, {} of other weights than its checkpoints; "averaged": the shares of
         an average, and what they are of, as a text}.
     """
-    path = resolve(pretrained_model)
-    if not os.path.isfile(os.path.join(path, DESCRIPTION)):
+    description = description_of(pretrained_model)
+    if not description:
         return {"trained_with": {}}
-    description = read_description(path, ("args",))
     averaged = {name: description[name] for name in ("averaged",) if name in description}
     return {"trained_with": description["args"], **averaged}
 

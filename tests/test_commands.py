@@ -154,6 +154,23 @@ def test_lists_of_the_run_are_found_from_anywhere(tmp_path):
     assert "birds_val.txt: cannot read this list file" in out.stderr
 
 
+def test_a_list_of_the_run_that_is_another_now(birds, trained, tmp_path):
+    """Split again in place, or of another project in the folder that one is in."""
+    names = {part: os.path.basename(getattr(birds, f"{part}_list")) for part in ("train", "val")}
+    shutil.copytree(birds.root, tmp_path, dirs_exist_ok=True)
+    flags = [f"--{part}_list={name}" for part, name in names.items()]
+    run_in(tmp_path, "train.py", *flags, *QUICK, "--total_images=8")
+    best = "--pretrained_model=output/ResNet8/best"
+    assert "not what it was" not in run_in(tmp_path, "eval.py", best).stderr
+    for part, name in names.items():
+        rows = read_rows(tmp_path / name)
+        (tmp_path / name).write_text("\n".join(rows[::-1]))
+        err = run_in(tmp_path, "eval.py", best).stderr
+        assert f"warning: {name}: not what it was when the run had it as --{part}_list" in err
+        assert "not what it was" not in run_in(tmp_path, "eval.py", best, *flags).stderr  # that is what is asked for
+        (tmp_path / name).write_text("\n".join(rows))
+
+
 def test_data_dir_of_the_run_is_that_of_its_training_list_alone(tmp_path, monkeypatch):
     """--val_list is typed, and names its pictures on its own; the run's list counts from the run's --data_dir."""
     for name in ("train.txt", "mine.txt", "checkpoint.json"):

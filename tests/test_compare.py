@@ -45,12 +45,23 @@ def test_seeds_are_one_row_and_methods_are_compared(tmp_path):
 
 def test_averages_of_other_shares_are_other_methods(tmp_path):
     """Of the same shares they are one; where the page of a report went says nothing."""
-    args = {"pretrained_model": "averaged"}
     for seed, (share, report) in enumerate(((0.9, "a.html"), (0.9, ""), (0.2, ""))):
         averaged = f"{share} run{seed}/ResNet8/latest + {1 - share:g} imagenet"
-        write(tmp_path / f"{seed}.json", [0.5] * 3, seed, averaged=averaged, args={**args, "report": report})
+        write(
+            tmp_path / f"{seed}.json",
+            [0.5] * 3,
+            seed,
+            averaged=averaged,
+            args={"pretrained_model": f"a{seed}", "report": report},
+        )
     out = run("recipes/compare.py", *(tmp_path / f"{seed}.json" for seed in range(3))).stdout
     assert f"| {tmp_path}/0.json and 1 more | 2 |" in out and f"| {tmp_path}/2.json | 1 |" in out
+
+
+def test_a_run_that_was_measured_twice_is_one(tmp_path):
+    paths = [write(tmp_path / f"{n}.json", [0.5] * 3, args={"recall_at": [n]}) for n in (1, 2)]
+    error = run("recipes/compare.py", *paths, status=2).stderr
+    assert error == f"error: {paths[0]} and {paths[1]}: one run, measured twice: leave one of them out\n"
 
 
 def test_two_seeds_are_compared_with_each_other(tmp_path):

@@ -61,6 +61,22 @@ def test_the_best_goes_along_into_another_folder_or_is_said_to_stay(birds, tmp_p
     assert os.path.isdir(tmp_path / "b" / "ResNet8" / "best") and "done: " in out
 
 
+def test_what_a_run_cannot_go_on_with(birds, trained, tmp_path):
+    latest = f"--checkpoint={trained}/ResNet8/latest"
+    flags = [latest, f"--model_save_dir={tmp_path}", "--num_epochs=2", "--force=True"]
+    for more, wanted in (
+        (["--class_dim=12"], "error: --class_dim=12, but the head in "),
+        (
+            ["--loss_name=normsoftmax"],
+            "error: --loss_name=normsoftmax: the loss of a cosine head, the run's is",
+        ),
+    ):
+        error = run("train.py", *flags, *more, status=2).stderr.splitlines()[-1]
+        assert error.startswith(wanted) and not os.listdir(tmp_path), error
+    out = run("train.py", *flags, "--loss_name=emlloss", "--margin=0.2", "--alpha=0", "--total_images=8").stdout
+    assert "note: without effect on emlloss: --margin\n" in out and "--alpha=0: the head is not trained" in out
+
+
 @pytest.mark.parametrize(
     "flags, line",
     [

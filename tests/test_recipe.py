@@ -172,11 +172,15 @@ def test_without_them_a_crop_is_what_it_was():
 
 def test_patience():
     settings = RunSettings(20, eval_every=2, patience=3)
-    best = {"recall@1": 0.5, "epoch": 5}
-    over = [settings.is_over(Progress(10, epoch=epoch, best=best)) for epoch in range(5, 14)]
-    assert over == [False] * 6 + [True] * 3  # evaluated after epochs 7, 9 and 11
+    progress, over = Progress(10), []
+    for recall in (0.4, 0.5, 0.5, None, 0.3, None, 0.2):  # None: an epoch that is not evaluated
+        progress = progress.at_epoch(progress.epoch + 1)
+        progress = progress if recall is None else progress.with_recall(recall)
+        over.append(settings.is_over(progress))
+    assert over == [False] * 6 + [True] and progress.best == {"recall@1": 0.5, "epoch": 2}
     assert not settings.is_over(Progress(10, epoch=18)) and settings.is_over(Progress(10, epoch=19))
-    assert not any(RunSettings(20).is_over(Progress(10, epoch=epoch, best=best)) for epoch in range(19))
+    assert not RunSettings(20).is_over(progress)
+    assert progress.with_recall(0.6).waited == 0
 
 
 def test_a_run_that_lost_its_patience_is_over(birds, tmp_path):
@@ -186,6 +190,7 @@ def test_a_run_that_lost_its_patience_is_over(birds, tmp_path):
     recalls = [float(line.split("recall@1 ")[1].split(",")[0]) for line in epochs]
     best = recalls.index(max(recalls))
     assert len(recalls) == best + 3 < 30
+    assert f"ended by --patience=2: no better recall@1 since pass {best}\n" in out
     assert f"done before: {tmp_path}/ResNet8/{best + 2}" in run("train.py", *flags, "--checkpoint=auto").stderr
     message = run("train.py", *flags, "--checkpoint=latest", status=2).stderr
     assert "ended by --patience=2: a larger one goes on" in message

@@ -439,6 +439,18 @@ def test_lists_of_an_earlier_split_are_named(tmp_path):
     assert err.count("of an earlier split, not of this one") == 2 and "shoes_fit.txt" in err and "holdout" in err
 
 
+@pytest.mark.parametrize("flag", ["--csv=", "--name=", "--output_dir="])
+def test_an_empty_name_is_none(tmp_path, flag):
+    make(tmp_path / "shoes", SHOES)
+    assert fails(tmp_path / "shoes", flag).startswith(f"error: {flag[2:-1]}: is empty")
+
+
+def test_a_flag_that_is_given_twice_is_said(tmp_path):
+    make(tmp_path / "shoes", SHOES)
+    out = run("data/split.py", tmp_path / "shoes", "--train_classes=0.5", "--train_classes=0.6").stdout
+    assert "note: --train_classes is given 2 times: the last, 0.6, counts" in out
+
+
 def test_a_part_of_one_class_is_a_warning(tmp_path):
     make(tmp_path / "shoes", SHOES)
     err = run("data/split.py", tmp_path / "shoes", "--train_classes=4").stderr

@@ -102,6 +102,8 @@ def load_data(named, batching, reading, class_dim, before=None, checkpoint="", e
         classes = np.arange(class_dim)
     else:
         classes = found
+    if len(found) < 2 and not batching.balanced:
+        raise UserError(f"{named.train_list}: one class, and nothing to tell it from: training needs at least two")
     if class_dim and class_dim < len(found):
         raise UserError(f"--class_dim={class_dim} is less than the {len(found)} classes of {named.train_list}")
     batch_size = check_batch(train, batching)

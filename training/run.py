@@ -31,6 +31,7 @@ class Progress:
     step: int = 0  # steps done in it
     evaluated: bool = False  # whether the recall after `epoch` has been measured
     best: dict = None  # {"recall@1", "epoch"} of the best epoch so far
+    waited: int = 0  # evaluations since then
     bad: tuple = ()  # (index, reason) of the pictures of the epoch that could not be read, until the log has them
 
     def at_step(self, step, bad=()):
@@ -42,10 +43,10 @@ class Progress:
 
     def with_recall(self, recall):
         """After the evaluation of the epoch."""
-        best = self.best
+        best, waited = self.best, self.waited + 1
         if best is None or recall > best["recall@1"]:
-            best = {"recall@1": recall, "epoch": self.epoch}
-        return dataclasses.replace(self, evaluated=True, best=best)
+            best, waited = {"recall@1": recall, "epoch": self.epoch}, 0
+        return dataclasses.replace(self, evaluated=True, best=best, waited=waited)
 
 
 class Run:

@@ -81,9 +81,7 @@ class RunSettings:
 
     def is_over(self, progress):
         """Whether the run ends with the epoch that `progress` is in."""
-        best, last = progress.best, progress.epoch
-        waited = sum(self.is_due(epoch) for epoch in range(best["epoch"] + 1, last + 1)) if best else 0
-        return last + 1 >= self.num_epochs or 0 < self.patience <= waited
+        return progress.epoch + 1 >= self.num_epochs or 0 < self.patience <= progress.waited
 
     def is_done(self, progress):
         """Whether nothing is left to do of the epoch that `progress` is in."""
@@ -207,8 +205,9 @@ def elsewhere(flags):
 
 def read_progress(description):
     """The Progress of a checkpoint's description."""
-    known = {field.name: description[field.name] for field in dataclasses.fields(Progress) if field.name != "bad"}
-    return Progress(**known, bad=tuple(map(tuple, description.get("bad", ()))))  # which older ones have not
+    known = {"waited": 0, "bad": (), **description}  # which older ones have not
+    known = {field.name: known[field.name] for field in dataclasses.fields(Progress)}
+    return Progress(**{**known, "bad": tuple(map(tuple, known["bad"]))})
 
 
 def new_run(flags, typed):
@@ -222,8 +221,7 @@ def new_run(flags, typed):
     flags.update(settled_flags(settings))
     if parallel.is_first():
         report_idle(flags, typed)
-        if not losses.trains_head(flags):
-            print("note: --alpha=0: the head is not trained: loss_cls, acc1 and acc5 are those it starts with")
+        note_head(flags)
         if not found:
             print("note: no --pretrained_model: training starts from random weights")
     if flags["zero_init_residual"] and not found and (flags["freeze_bn"] or flags["freeze_stages"]):
@@ -231,6 +229,11 @@ def new_run(flags, typed):
         raise UserError(f"--zero_init_residual=True: blocks start as the identity, and --{what} would keep them there")
     seed = random.SystemRandom().randrange(2**31) if flags["seed"] is None else flags["seed"]
     return Start({**flags, "seed": seed}, settings, found)
+
+
+def note_head(flags):
+    if not losses.trains_head(flags):
+        print("note: --alpha=0: the head is not trained: loss_cls, acc1 and acc5 are those it starts with")
 
 
 def report_idle(flags, typed):
@@ -298,6 +301,12 @@ def continue_run(flags, typed, parser):
         if isinstance(taken_over.get(name), str):
             taken_over[name] = path_of_run(taken_over[name], path, state)
     flags = {**flags, **taken_over, **settled_flags(settings)}
+    own = losses.row(flags["loss_name"]).head
+    if own not in (None, settings.head):
+        raise UserError(
+            f"--loss_name={flags['loss_name']}: the loss of a {own} head, the run's is {settings.head}: start a "
+            f"new one from its weights: --pretrained_model={path}"
+        )
     settings = settings.with_classes(flags["class_dim"] or 0)
     if "model_save_dir" not in typed:
         flags["model_save_dir"] = find_run(path, state)
@@ -312,8 +321,15 @@ def continue_run(flags, typed, parser):
         was = plain(before["max_pixels"], 50)
         print(f"note: --max_pixels={flags['max_pixels']}: that of the run before, {was}, only where it is typed")
     found = weights.read_weights(path, which="model")
+    classes = weights.layer_size(found, "head")
+    if classes != settings.class_dim:
+        raise UserError(f"--class_dim={settings.class_dim}, but the head in {found.file_name} has {classes} classes")
     weights.check_layers(found, settings)
     flags = losses.settle(flags)
+    if parallel.is_first():
+        report_idle(flags, typed)
+        if "alpha" in typed:
+            note_head(flags)
     check_memory(path, flags, settings)
     return Start(flags, settings, found, path, found.state)
 
@@ -503,7 +519,7 @@ def restore(run, start, data, parts, same):
     # With --force an epoch may have other steps than the one that was begun: then the next begins.
     done = before["step"] == before["steps"]
     step = data.steps if done else min(before["step"], data.steps)
-    progress = dataclasses.replace(read_progress(before), steps=data.steps, step=step, best=None)
+    progress = dataclasses.replace(read_progress(before), steps=data.steps, step=step, best=None, waited=0)
     if lists_before(data, start)["train_list"] != reader.fingerprint(data.train):
         progress = dataclasses.replace(progress, bad=())  # --force: its numbers are of another list
     best = before["best"]
@@ -514,7 +530,7 @@ def restore(run, start, data, parts, same):
     if same:
         there += [*run.names(), *(described_name(os.path.join(run.path, link)) for link in run.copied())]
     if best and str(best["epoch"]) in there:
-        progress = dataclasses.replace(progress, best=best)
+        progress = dataclasses.replace(progress, best=best, waited=read_progress(before).waited)
     elif best:  # in another folder, or deleted since
         where = f"recall@1 {best['recall@1']:.4f} in pass {best['epoch']}"
         print(f"note: the best so far, {where}, is not in {run.path}: the best from here on is kept there")

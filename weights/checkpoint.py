@@ -164,6 +164,7 @@ _RIGHT = {
     "step": lambda value: value is None or _is_count(value),
     "evaluated": lambda value: isinstance(value, bool),
     "best": _is_best,
+    "waited": _is_count,
     "bad": _are_bad,
     "labels": _are_labels,
     "trained_labels": _are_labels,
