@@ -193,7 +193,7 @@ def named(samples, found):
 def log_of_run(pretrained_model):
     """The records of the log of the run that made a checkpoint; None for other weights, or without a log."""
     path = weights.checkpoint.resolve(pretrained_model)
-    return Run(os.path.dirname(path)).read_log() if extraction.origin(path)["trained_with"] else None
+    return Run(os.path.dirname(path)).read_log() if extraction.description_of(path) else None
 
 
 def warn_of_other_lists(pretrained_model, lists_read, typed):
@@ -206,7 +206,7 @@ def warn_of_other_lists(pretrained_model, lists_read, typed):
     taken_over = {"train_list"} if typed & {"val_list", "data_dir"} else {"train_list", "val_list"}
     for flag in sorted(taken_over - typed):
         samples, then = lists_read[flag], state.get(flag)
-        if then is None or samples is None or samples.labels is None:
+        if then is None or samples is None or samples.labels is None or not parallel.is_first():
             continue
         if flag == "train_list":  # of which train.py knows the classes by their indices
             samples = samples._replace(labels=np.searchsorted(state["labels"], samples.labels))

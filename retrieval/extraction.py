@@ -138,7 +138,7 @@ def origin(pretrained_model):
     description = description_of(pretrained_model)
     if not description:
         return {"trained_with": {}}
-    averaged = {name: description[name] for name in ("averaged",) if name in description}
+    averaged = {"averaged": description["averaged"]} if "averaged" in description else {}
     return {"trained_with": description["args"], **averaged}
 
 

@@ -34,6 +34,9 @@ MOST_TABLE = 2**17  # bytes of the table of what a .npz holds
 MOST_MADE_BY = 2**16  # bytes
 PARQUET_MARK = b"infer.py --feature_file"
 
+# What reading an .npz raises that is damaged, or somebody else's.
+BROKEN = (OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedError, struct.error, zipfile.BadZipFile)
+
 # Features with the pictures they are of. features: [N, D], paths: [N], labels: [N] or None: NumPy arrays, or Stored
 # ones; classes: [C], texts "<label> <name>", or None; made_by: texts as of `made_by`, or None; source: what messages
 # call it.
@@ -365,7 +368,7 @@ def open_features(path, need=("features", "paths")):
             None if made is None else made[:].tolist(),
             path,
         )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, struct.error, NotImplementedError) as error:
+    except BROKEN as error:
         why = plain(getattr(error, "strerror", None) or error, 200)
         raise UserError(
             f"{path}: no features that can be used: {why} (infer.py --input <pictures> --feature_file=... writes them)"

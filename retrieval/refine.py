@@ -15,7 +15,6 @@ and Chum, Negative evidences and co-occurrences in image retrieval, ECCV 2012. I
 import collections
 import dataclasses
 import os
-import struct
 import zipfile
 
 import numpy as np
@@ -172,7 +171,7 @@ def is_whitening(path):
     try:
         with zipfile.ZipFile(path) as file:
             return {f"{name}.npy" for name in Whitening._fields} <= set(file.namelist())
-    except (OSError, ValueError, NotImplementedError, struct.error, zipfile.BadZipFile):
+    except features.BROKEN:
         return False
 
 
@@ -194,7 +193,7 @@ def _read_whitening(path):
                 mean, matrix = (arrays[name].astype(np.float32, copy=False) for name in ("mean", "matrix"))
             if not (np.isfinite(mean).all() and np.isfinite(matrix).all()):
                 raise ValueError("numbers that are NaN or infinite")
-    except (OSError, ValueError, NotImplementedError, struct.error, zipfile.BadZipFile, EOFError, MemoryError) as error:
+    except features.BROKEN as error:
         raise UserError(f"{path}: no whitening that can be used: {error}") from None
     made_by = arrays["made_by"].tolist() if "made_by" in arrays else None
     return Whitening(mean, matrix, str(arrays["views"])), made_by

@@ -236,16 +236,16 @@ def _rows(found, threshold, single):
 
 def _record(found, threshold):
     """A line of JSON for a Found."""
-    of_class = lambda one: {"label": one.label, "class": one.name}  # noqa: E731
-    record = _known({"query": found.path, **of_class(found)})
+    record = _known({"query": found.path}, found)
     record["neighbours"] = [
-        _known({"path": other.path, "cosine": round(other.cosine, 6), **of_class(other)})
-        for other in near(found, threshold)
+        _known({"path": other.path, "cosine": round(other.cosine, 6)}, other) for other in near(found, threshold)
     ]
     return json.dumps(record) + "\n"
 
 
-def _known(fields):
+def _known(fields, one):
+    """The fields, and those of the class of a Found or a Neighbour that are known."""
+    fields = {**fields, "label": one.label, "class": one.name}
     return {name: value for name, value in fields.items() if value not in (None, "")}
 
 

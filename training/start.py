@@ -232,6 +232,7 @@ def new_run(flags, typed):
 
 
 def note_head(flags):
+    """Says where the head is not trained."""
     if not losses.trains_head(flags):
         print("note: --alpha=0: the head is not trained: loss_cls, acc1 and acc5 are those it starts with")
 
@@ -301,10 +302,10 @@ def continue_run(flags, typed, parser):
         if isinstance(taken_over.get(name), str):
             taken_over[name] = path_of_run(taken_over[name], path, state)
     flags = {**flags, **taken_over, **settled_flags(settings)}
-    own = losses.row(flags["loss_name"]).head
-    if own not in (None, settings.head):
+    head = losses.row(flags["loss_name"]).head
+    if head not in (None, settings.head):
         raise UserError(
-            f"--loss_name={flags['loss_name']}: the loss of a {own} head, the run's is {settings.head}: start a "
+            f"--loss_name={flags['loss_name']}: the loss of a {head} head, the run's is {settings.head}: start a "
             f"new one from its weights: --pretrained_model={path}"
         )
     settings = settings.with_classes(flags["class_dim"] or 0)
