@@ -30,19 +30,19 @@ import utility
 import weights
 from retrieval import extraction, metrics
 from runtime import parallel, process
-from training import data, optimizers, start
+from training import data, optimizers, run_settings, start
 from training.ema import Average
 from training.job import Job, check_finite, record_recall, save, save_or_stop, shares_each_step, stopped, what_is_due
 from training.log import RunLog, summary
 from training.optimizers import trained_parameters
 from training.parts import Parts, loss_scale
-from training.run import LOG_FILE, Progress, Run
+from training.run import LOG_FILE, Progress, Run, begin_run, prepare_run
 from utility import fill
 
 
 def build_parser():
     parser = utility.make_parser(__doc__)
-    start.add_run_arguments(parser)
+    run_settings.add_run_arguments(parser)
     losses.add_loss_arguments(parser)
     data.add_batch_arguments(parser)
     optimizers.add_optimizer_arguments(parser)
@@ -69,7 +69,7 @@ def main():
     begin = start.find_start(vars(args), typed, parser)
     args = argparse.Namespace(**begin.flags)
     args.seed = parallel.from_first(args.seed)
-    settings, reading = fill(start.RunSettings, args), fill(reader.Reading, args)
+    settings, reading = fill(run_settings.RunSettings, args), fill(reader.Reading, args)
     batching = fill(data.Batching, args, typed="train_batch_size" in typed or bool(begin.before))
     schedule = fill(optimizers.Schedule, args)
     lists = data.load_data(
@@ -100,14 +100,14 @@ def main():
 
     # Where it is kept, and how far it is.
     run = Run(os.path.join(args.model_save_dir, args.model))
-    same = parallel.from_first(parallel.is_first() and start.prepare_run(run, begin, settings))
+    same = parallel.from_first(parallel.is_first() and prepare_run(run, begin, settings))
     progress = Progress(lists.steps)
     if begin.before:
         progress = start.restore(run, begin, lists, parts, same)
         optimizers.report_rate(schedule, progress, begin.before)
     parallel.meet("the checkpoint")  # all have read it
     if parallel.is_first():
-        start.begin_run(run, begin, settings, progress, same)
+        begin_run(run, begin, settings, progress, same)
     utility.print_arguments(vars(args), parser, f"{os.path.join(run.path, LOG_FILE)} has them")
     parallel.meet("the start")
     description = describe(vars(args), lists, digests, network_settings)

@@ -20,7 +20,7 @@ from test_faults import wait_for_steps
 
 import utility
 from retrieval import extraction, metrics
-from training import start
+from training import run_settings
 from training.log import RunLog
 from training.run import Progress
 
@@ -99,7 +99,7 @@ def test_a_terminal_has_the_original_lines_and_a_bar(birds, tmp_path):
 
 
 def test_what_is_left_counts_evaluations():
-    settings = start.RunSettings(num_epochs=6, eval_every=2)
+    settings = run_settings.RunSettings(num_epochs=6, eval_every=2)
     log = RunLog(None, settings, None)
     progress = Progress(steps=10, epoch=1, step=4)
     assert log.left(progress, 0.5) == 0.5 * (6 + 4 * 10)  # before one has been timed
@@ -284,7 +284,9 @@ def test_flags_without_effect_are_noted(capsys):
         args = vars(parser.parse_args(words.split()))
         args["train_batch_size"] = args["train_batch_size"] or args["batch_size"]
         settled_args = {name: value for name, value in settled.items() if args[name] is None}
-        start.report_idle({**defaults, **args, **settled_args}, {word[2:].partition("=")[0] for word in words.split()})
+        run_settings.report_idle(
+            {**defaults, **args, **settled_args}, {word[2:].partition("=")[0] for word in words.split()}
+        )
         out = capsys.readouterr().out
         assert (noted in out and out.count("note: ") == 1) if noted else out == "", out
 

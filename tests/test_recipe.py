@@ -19,7 +19,7 @@ from models import build_model
 from training import optimizers
 from training.ema import Average
 from training.run import Progress
-from training.start import RunSettings
+from training.run_settings import RunSettings
 from utility import UserError
 
 ALWAYS = ["--lr_strategy=constant", "--optimizer=adamw", "--lr=0.001", "--keep=9"]

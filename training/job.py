@@ -11,7 +11,7 @@ from training.data import Batching, Data
 from training.log import gather_bad
 from training.parts import Parts, arrays, loss_scale, scaler_state
 from training.run import Run
-from training.start import RunSettings
+from training.run_settings import RunSettings
 from utility import UserError
 from weights.checkpoint import checkpoint_name, update_description
 

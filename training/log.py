@@ -15,7 +15,7 @@ class RunLog:
     """Counts steps, pictures and time since its last line.
 
     Args:
-        run: training.run.Run; settings: training.start.RunSettings.
+        run: training.run.Run; settings: training.run_settings.RunSettings.
         signals: process.Signals, which hears of it where nobody reads the lines any more.
     """
 

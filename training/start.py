@@ -7,7 +7,6 @@ import random
 
 import numpy as np
 
-import files
 import losses
 import models
 import reader
@@ -17,10 +16,10 @@ from runtime import parallel, process
 from training import parts as run_parts
 from training import tensorboard
 from training.run import LOG_FILE, Progress, Run
-from utility import UserError, boolean, check_values, note_idle, number, number_of, plain
+from training.run_settings import RunSettings, note_head, report_idle
+from utility import UserError, check_values, number_of, plain
 from weights import Weights
 from weights.checkpoint import (
-    CONTENT,
     DESCRIPTION,
     LINKS,
     PART_FILES,
@@ -53,42 +52,6 @@ THIS_PROCESS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class RunSettings:
-    """What becomes of a run, in the flags' words."""
-
-    num_epochs: int
-    model_save_dir: str = "output"
-    pretrained_model: str = ""
-    overwrite: bool = False
-    force: bool = False
-    eval_every: int = 1
-    eval_at_start: bool = False
-    patience: int = 0
-    keep: int = 1
-    save_every: int = 0
-    log_every: int = 10
-    test_batch_size: int = None
-    log_to: str = None
-    quiet: bool = False
-
-    @property
-    def evaluates(self):
-        return self.eval_every > 0 or self.eval_at_start
-
-    def is_due(self, epoch):
-        """Whether recall is measured after `epoch`."""
-        return self.eval_every > 0 and ((epoch + 1) % self.eval_every == 0 or epoch + 1 == self.num_epochs)
-
-    def is_over(self, progress):
-        """Whether the run ends with the epoch that `progress` is in."""
-        return progress.epoch + 1 >= self.num_epochs or 0 < self.patience <= progress.waited
-
-    def is_done(self, progress):
-        """Whether nothing is left to do of the epoch that `progress` is in."""
-        return progress.step == progress.steps and (progress.evaluated or not self.is_due(progress.epoch))
-
-
-@dataclasses.dataclass(frozen=True)
 class Start:
     """Where a run begins."""
 
@@ -102,28 +65,6 @@ class Start:
     def labels(self):
         """The labels of the class indices in the run before, or None."""
         return self.before["labels"] if self.before else None
-
-
-def add_run_arguments(parser):
-    """Adds the flags of RunSettings, and --checkpoint."""
-    # fmt: off
-    add = parser.add_argument_group("run").add_argument
-    add("--model_save_dir", default="output", help="checkpoints and log go to <model_save_dir>/<model>/")
-    add("--checkpoint", default="", help="continue a run: a checkpoint directory, or latest; auto: latest where "
-        "there is one, else a new run, for jobs that are started again by a scheduler")
-    add("--overwrite", type=boolean, default=False, help="delete an earlier run's checkpoints and log")
-    add("--force", type=boolean, default=False, help="continue with --checkpoint although flags differ from that run's")
-    add("--eval_every", type=number(int, low=0), default=1, help="epochs between evaluations; 0: none, and no best")
-    add("--patience", type=number(int, low=0), default=0,
-        help="evaluations without a better recall@1 after which the run ends; 0: it goes on to --num_epochs")
-    add("--eval_at_start", type=boolean, default=False, help="evaluate before the first step, too")
-    add("--keep", type=number(int, low=1), default=1, help="newest epochs that stay on disk, beside the best one")
-    add("--save_every", type=number(int, low=0), default=0,
-        help="steps between checkpoints inside an epoch; 0: only at its end. The newest one is kept")
-    add("--log_every", type=number(int, low=1), default=10, help="steps between log lines")
-    add("--log_to", choices=tensorboard.KINDS, default=None,
-        help="write the figures of the log to <model_save_dir>/<model>/tensorboard/, too (pip install tensorboardX)")
-    # fmt: on
 
 
 # ---------------------------------------------------------------- which run
@@ -229,44 +170,6 @@ def new_run(flags, typed):
         raise UserError(f"--zero_init_residual=True: blocks start as the identity, and --{what} would keep them there")
     seed = random.SystemRandom().randrange(2**31) if flags["seed"] is None else flags["seed"]
     return Start({**flags, "seed": seed}, settings, found)
-
-
-def note_head(flags):
-    """Says where the head is not trained."""
-    if not losses.trains_head(flags):
-        print("note: --alpha=0: the head is not trained: loss_cls, acc1 and acc5 are those it starts with")
-
-
-def report_idle(flags, typed):
-    """Says which of the typed flags have no effect on what a run does, or keep another from it."""
-    idle = losses.without_effect(flags, typed)
-    if idle:
-        print(f"note: without effect on {flags['loss_name']}: {', '.join(f'--{name}' for name in idle)}")
-    epochs, loss = flags["num_epochs"], losses.row(flags["loss_name"])
-    no_head = not losses.trains_head(flags) and "--alpha=0"
-    whole = number_of(epochs, "epoch")
-    why = {
-        "lr_epochs": flags["lr_strategy"] != "piecewise_decay" and f"--lr_strategy={flags['lr_strategy']}",
-        "head_scale": flags["head"] != "cosine" and "the head is linear",
-        **dict.fromkeys(("label_smoothing", "dropout"), no_head),
-        "head_lr_scale": not flags["embedding_size"] and no_head,
-        "zero_init_residual": flags["pretrained_model"] and "--pretrained_model has the blocks' weights",
-        "patience": flags["eval_every"] == 0 and "--eval_every=0",
-        "test_batch_size": flags["eval_every"] == 0 and not flags["eval_at_start"] and "--eval_every=0",
-        "batch_size": flags["train_batch_size"] != flags["batch_size"] and "--train_batch_size overrides it",
-        "weights": not flags["pretrained_model"] and "no --pretrained_model",
-        "allow_partial": not flags["pretrained_model"] and "no --pretrained_model",
-        "force": not flags["checkpoint"] and "no --checkpoint",
-        "memory_start_epoch": flags["memory_start_epoch"] >= epochs and f"after the last of {whole}",
-    }
-    note_idle({name: reason for name, reason in why.items() if reason and name not in idle}, typed)
-    if flags["warmup_epochs"] >= epochs:
-        print(f"note: the rate never comes to --lr: --warmup_epochs={flags['warmup_epochs']:g} of {whole}")
-    if flags["warmup_head_epochs"] >= epochs:
-        print(f"note: the backbone never trains: --warmup_head_epochs={flags['warmup_head_epochs']} of {whole}")
-    behind = flags["embedding_size"] or flags["pooling"] == "gem" or losses.learns_itself(loss)
-    if flags["warmup_head_epochs"] and no_head and not behind:
-        print("note: nothing trains in the epochs of --warmup_head_epochs: --alpha=0, and nothing else is new")
 
 
 def settled_flags(settings):
@@ -418,92 +321,6 @@ def check_alike(flags, start, digests):
                 f"process {rank} was not started as process 0 was: different are {', '.join(different)}; all "
                 "machines need the same command, and the same files or a folder that they share"
             )
-
-
-# ---------------------------------------------------------------- the folder
-
-
-def prepare_run(run, start, settings):
-    """Makes sure that `run` may have its folder, and can work in it; -> whether it goes on with the run that is there.
-
-    An earlier run in it is only touched with --checkpoint or --overwrite, and not before `begin_run`.
-
-    Args:
-        settings: RunSettings.
-    """
-    if os.path.isdir(run.path):
-        run.lock()  # before looking, for another process may be about to save
-    above = os.path.realpath(os.path.dirname(os.path.normpath(start.checkpoint)))
-    places = (above, os.path.dirname(os.path.realpath(start.checkpoint)))
-    same = bool(start.before) and os.path.realpath(run.path) in places
-    later = run.later(checkpoint_name(start.before)) if same else []
-    if later and not settings.overwrite:
-        raise UserError(
-            f"{start.checkpoint}: the run has later checkpoints ({', '.join(later)}): --checkpoint=latest goes on from "
-            "the last, --overwrite=True deletes them, another --model_save_dir keeps them"
-        )
-    if (run.names() or run.copied()) and not same and not settings.overwrite:
-        raise UserError(
-            f"{run.path}: holds an earlier run: continue it with --checkpoint=latest, delete it with --overwrite=True, "
-            "or take another --model_save_dir"
-        )
-    check_room(run, settings, same)
-    for line in files.try_folder(run.path):
-        print(f"note: {run.path}: {line}")
-    run.lock()
-    run.remove_leftovers()
-    return same
-
-
-def begin_run(run, start, settings, progress, same):
-    """Makes the changes that the run begins with, when all that may fail has been read.
-
-    Args:
-        progress: Progress, of the checkpoint to go on from.
-        same: what `prepare_run` returned.
-    """
-    if same:
-        run.cut_log(start.before.get("log_bytes"))
-    else:
-        if settings.overwrite:
-            run.set_aside()
-        run.make_way_for_log()
-    copied = {link: described_name(os.path.join(run.path, link)) for link in run.copied()}
-    for link in LINKS:
-        run.make_way(link)
-    if same:
-        for link, name in copied.items():
-            if name in run.names():
-                run.point_at(link, name)
-        name = checkpoint_name(start.before)
-        if name in run.names():
-            run.point_at("latest", name)
-        run.remove(run.later(name))
-        run.remove_dangling()
-    if progress.best and run.has(start.before):
-        run.point_at("best", str(progress.best["epoch"]))
-    if settings.log_to:
-        run.sink = tensorboard.TensorBoard(run.path, progress)
-
-
-def check_room(run, settings, same):
-    """Raises a UserError where something that must stay has a name in the folder that the run will need."""
-    taken = run.in_the_way(settings.num_epochs)
-    if taken:
-        raise UserError(
-            f"{taken[0]}: no checkpoint that was written under this name, where the run will write one: move it, or "
-            "take another --model_save_dir"
-        )
-    for name in run.names():
-        foreign = files.foreign_entry(os.path.join(run.path, name), CONTENT)
-        if foreign:
-            print(f"note: {plain(foreign, 1000)} is not train.py's: the checkpoint that it lies in will not be deleted")
-    path = os.path.realpath(settings.pretrained_model) if settings.pretrained_model else ""
-    if settings.overwrite and not same and path.startswith(os.path.join(os.path.realpath(run.path), "")):
-        raise UserError(
-            f"--pretrained_model={settings.pretrained_model}: lies in the run that --overwrite=True deletes: copy it "
-            "elsewhere, or take another --model_save_dir"
-        )
 
 
 # ---------------------------------------------------------------- what the checkpoint holds
