@@ -4,25 +4,27 @@ A new backbone is a file of its own and a row of MODELS.
 """
 
 import argparse
+import collections
 import dataclasses
 import importlib
 
 from transforms import TEST_TRANSFORMS
 from utility import UserError, check_values, make_parser, number
 
-# name -> file, class, arguments, dropout in front of the head, channels of the last feature map
+# dropout: in front of the head; channels: of the last feature map.
+Row = collections.namedtuple("Row", "file class_name arguments dropout channels")
 MODELS = {
-    "ResNet50": ("resnet", "ResNet", {"depth": 50}, 0.0, 2048),
-    "ResNet101": ("resnet", "ResNet", {"depth": 101}, 0.0, 2048),
-    "ResNet152": ("resnet", "ResNet", {"depth": 152}, 0.0, 2048),
-    "ResNet50_va": ("resnet", "ResNet", {"depth": 50, "stride_in_first": True}, 0.0, 2048),
-    "ResNet50_vd": ("resnet", "ResNet", {"depth": 50, "vd": True}, 0.0, 2048),
-    "SE_ResNeXt50_vd_32x4d": ("se_resnext", "SEResNeXt", {"depth": 50, "vd": True}, 0.5, 2048),
-    "SE_ResNeXt50_32x4d": ("se_resnext", "SEResNeXt", {"depth": 50}, 0.5, 2048),
-    "SE_ResNeXt101_32x4d": ("se_resnext", "SEResNeXt", {"depth": 101}, 0.5, 2048),
-    "SE_ResNeXt152_32x4d": ("se_resnext", "SEResNeXt", {"depth": 152}, 0.5, 2048),
-    "ResNet18": ("resnet", "ResNet", {"depth": 18}, 0.0, 512),
-    "ResNet8": ("resnet", "CifarResNet", {"depth": 8}, 0.0, 64),
+    "ResNet50": Row("resnet", "ResNet", {"depth": 50}, 0.0, 2048),
+    "ResNet101": Row("resnet", "ResNet", {"depth": 101}, 0.0, 2048),
+    "ResNet152": Row("resnet", "ResNet", {"depth": 152}, 0.0, 2048),
+    "ResNet50_va": Row("resnet", "ResNet", {"depth": 50, "stride_in_first": True}, 0.0, 2048),
+    "ResNet50_vd": Row("resnet", "ResNet", {"depth": 50, "vd": True}, 0.0, 2048),
+    "SE_ResNeXt50_vd_32x4d": Row("se_resnext", "SEResNeXt", {"depth": 50, "vd": True}, 0.5, 2048),
+    "SE_ResNeXt50_32x4d": Row("se_resnext", "SEResNeXt", {"depth": 50}, 0.5, 2048),
+    "SE_ResNeXt101_32x4d": Row("se_resnext", "SEResNeXt", {"depth": 101}, 0.5, 2048),
+    "SE_ResNeXt152_32x4d": Row("se_resnext", "SEResNeXt", {"depth": 152}, 0.5, 2048),
+    "ResNet18": Row("resnet", "ResNet", {"depth": 18}, 0.0, 512),
+    "ResNet8": Row("resnet", "CifarResNet", {"depth": 8}, 0.0, 64),
 }
 POOLINGS = ("avg", "max", "gem", "avg+max")
 HEADS = ("linear", "cosine")
@@ -61,9 +63,10 @@ def build_model(
             raise UserError(f"unknown {what} {value!r}; known: {', '.join(known)}")
     from models.embedding_net import EmbeddingNet
 
-    file, class_name, arguments, default_dropout, _ = MODELS[name]
-    backbone = getattr(importlib.import_module(f"models.{file}"), class_name)(**arguments, last_stride=last_stride)
-    dropout = default_dropout if dropout is None else dropout
+    row = MODELS[name]
+    backbone_class = getattr(importlib.import_module(f"models.{row.file}"), row.class_name)
+    backbone = backbone_class(**row.arguments, last_stride=last_stride)
+    dropout = row.dropout if dropout is None else dropout
     return EmbeddingNet(backbone, class_dim, pooling, embedding_size, dropout, embedding_norm, head, head_scale)
 
 
@@ -124,7 +127,7 @@ class Settings:
     @property
     def channels(self):
         """Of the backbone's last feature map: the length of the pooled features."""
-        return MODELS[self.model][-1]
+        return MODELS[self.model].channels
 
     def with_classes(self, class_dim):
         """These settings with a head of `class_dim` outputs; 0: none."""

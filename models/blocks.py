@@ -52,8 +52,7 @@ class Averaged(nn.Sequential):
 class ResidualStages(nn.Layer):
     """A network that is a stem followed by the blocks of its `stages`; [N, 3, H, W] -> [N, out_channels, h, w].
 
-    Subclasses set `stages` (names of Sequentials of blocks) and `out_channels`; each block names in `last_norm` the
-    batch norm that ends its residual branch.
+    Each block has `out_channels`, and names in `last_norm` the batch norm that ends its residual branch.
     """
 
     recompute = False
@@ -76,6 +75,23 @@ class ResidualStages(nn.Layer):
         for conv, norm in self.stem_names:
             x = F.relu(getattr(self, norm)(getattr(self, conv)(x)))
         return self.maxpool(x)
+
+    def add_stages(self, counts, strides, channels, make):
+        """Adds the stages layer1, layer2, ...; sets `stages`, their names, and `out_channels`.
+
+        Args:
+            counts: blocks of each stage; strides: of the first of them.
+            channels: of the stem.
+            make: function (in_channels, stage from 0, stride) -> a block.
+        """
+        self.stages = [f"layer{number}" for number, _ in enumerate(counts, 1)]
+        for stage, (name, blocks) in enumerate(zip(self.stages, counts)):
+            layers = []
+            for i in range(blocks):
+                layers.append(make(channels, stage, strides[stage] if i == 0 else 1))
+                channels = layers[-1].out_channels
+            self.add_sublayer(name, nn.Sequential(*layers))
+        self.out_channels = channels
 
     def blocks(self):
         return [block for name in self.stages for block in getattr(self, name)]

@@ -89,18 +89,18 @@ class EmbeddingNet(nn.Layer):
         self.resting = False  # whether the backbone is left out of training for now
         self.backbone = backbone
         self.pool = Pooling(pooling)
-        size = backbone.out_channels
+        channels = backbone.out_channels
         layer_norm = embedding_norm == "layer"
-        self.norm = nn.LayerNorm(size, weight_attr=False, bias_attr=False) if layer_norm else nn.Identity()
-        self.embedding = nn.Linear(backbone.out_channels, embedding_size) if embedding_size else nn.Identity()
-        self.dimension = size = embedding_size or backbone.out_channels  # of the embedding
+        self.norm = nn.LayerNorm(channels, weight_attr=False, bias_attr=False) if layer_norm else nn.Identity()
+        self.embedding = nn.Linear(channels, embedding_size) if embedding_size else nn.Identity()
+        self.dimension = size = embedding_size or channels  # of the embedding
         self.dropout = nn.Dropout(dropout)
-        bound = nn.initializer.Uniform(-(size**-0.5), size**-0.5)
+        uniform = nn.initializer.Uniform(-(size**-0.5), size**-0.5)
         self.head = None
         if class_dim and head == "cosine":
             self.head = CosineHead(size, class_dim, head_scale)
         elif class_dim:
-            self.head = nn.Linear(size, class_dim, weight_attr=paddle.ParamAttr(initializer=bound))
+            self.head = nn.Linear(size, class_dim, weight_attr=paddle.ParamAttr(initializer=uniform))
         scale = [1 / (255 * s) for s in STD]
         shift = [-m / s for m, s in zip(MEAN, STD)]
         self.register_buffer("scale", paddle.to_tensor(scale, dtype="float32"), persistable=False)

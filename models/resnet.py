@@ -18,16 +18,16 @@ BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36
 class BasicBlock(nn.Layer):
     """Two 3x3 convolutions with a shortcut."""
 
-    expansion = 1
+    last_norm = "bn2"
 
     def __init__(self, in_channels, width, stride):
         super().__init__()
+        self.out_channels = width
         self.conv1 = nn.Conv2D(in_channels, width, 3, stride, padding=1, bias_attr=False)
         self.bn1 = nn.BatchNorm2D(width)
         self.conv2 = nn.Conv2D(width, width, 3, padding=1, bias_attr=False)
         self.bn2 = nn.BatchNorm2D(width)
         self.downsample = shortcut(in_channels, width, stride)
-        self.last_norm = "bn2"
 
     def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)))
@@ -37,11 +37,11 @@ class BasicBlock(nn.Layer):
 class BottleneckBlock(nn.Layer):
     """1x1, 3x3, 1x1 convolutions with a shortcut."""
 
-    expansion = 4
+    last_norm = "bn3"
 
     def __init__(self, in_channels, width, stride, stride_in_first=False, vd=False):
         super().__init__()
-        out_channels = width * self.expansion
+        self.out_channels = out_channels = width * 4
         first, second = (stride, 1) if stride_in_first else (1, stride)
         self.conv1 = Conv1x1(in_channels, width, first)
         self.bn1 = nn.BatchNorm2D(width)
@@ -50,7 +50,6 @@ class BottleneckBlock(nn.Layer):
         self.conv3 = Conv1x1(width, out_channels)
         self.bn3 = nn.BatchNorm2D(out_channels)
         self.downsample = shortcut(in_channels, out_channels, stride, vd)
-        self.last_norm = "bn3"
 
     def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)))
@@ -71,21 +70,14 @@ class ResNet(ResidualStages):
 
     def __init__(self, depth, stride_in_first=False, vd=False, last_stride=2):
         super().__init__()
-        strides = (1, 2, 2, last_stride)
+
+        def block(in_channels, stage, stride):
+            if depth < 50:
+                return BasicBlock(in_channels, 64 * 2**stage, stride)
+            return BottleneckBlock(in_channels, 64 * 2**stage, stride, stride_in_first, vd)
+
         self.add_stem([32, 32, 64] if vd else [64])
-        channels = 64
-        for stage, blocks in enumerate(BLOCKS[depth]):
-            layers = []
-            for i in range(blocks):
-                width, stride = 64 * 2**stage, strides[stage] if i == 0 else 1
-                if depth < 50:
-                    layers.append(BasicBlock(channels, width, stride))
-                else:
-                    layers.append(BottleneckBlock(channels, width, stride, stride_in_first, vd))
-                channels = width * layers[-1].expansion
-            self.add_sublayer(f"layer{stage + 1}", nn.Sequential(*layers))
-        self.stages = ["layer1", "layer2", "layer3", "layer4"]
-        self.out_channels = channels
+        self.add_stages(BLOCKS[depth], (1, 2, 2, last_stride), 64, block)
 
 
 class CifarResNet(ResidualStages):
@@ -96,19 +88,12 @@ class CifarResNet(ResidualStages):
 
     def __init__(self, depth, last_stride=2):
         super().__init__()
-        strides = (1, 2, last_stride)
         self.conv1 = nn.Conv2D(3, 16, 3, padding=1, bias_attr=False)
         self.bn1 = nn.BatchNorm2D(16)
-        channels = 16
-        for stage in range(3):
-            layers = []
-            for i in range((depth - 2) // 6):
-                width, stride = 16 * 2**stage, strides[stage] if i == 0 else 1
-                layers.append(BasicBlock(channels, width, stride))
-                channels = width
-            self.add_sublayer(f"layer{stage + 1}", nn.Sequential(*layers))
-        self.stages = ["layer1", "layer2", "layer3"]
-        self.out_channels = channels
+        counts = [(depth - 2) // 6] * 3
+        self.add_stages(
+            counts, (1, 2, last_stride), 16, lambda channels, stage, stride: BasicBlock(channels, 16 * 2**stage, stride)
+        )
 
     def stem(self, x):
         return F.relu(self.bn1(self.conv1(x)))

@@ -18,9 +18,11 @@ REDUCTION = 16
 class SEBlock(nn.Layer):
     """Grouped bottleneck whose channels are weighted by a small network that sees the whole picture."""
 
+    last_norm = "bn3"
+
     def __init__(self, in_channels, width, stride, vd):
         super().__init__()
-        out_channels = width * 2
+        self.out_channels = out_channels = width * 2
         self.conv1 = Conv1x1(in_channels, width)
         self.bn1 = nn.BatchNorm2D(width)
         self.conv2 = nn.Conv2D(width, width, 3, stride, padding=1, groups=GROUPS, bias_attr=False)
@@ -30,7 +32,6 @@ class SEBlock(nn.Layer):
         self.squeeze = nn.Linear(out_channels, out_channels // REDUCTION)
         self.excitation = nn.Linear(out_channels // REDUCTION, out_channels)
         self.downsample = shortcut(in_channels, out_channels, stride, vd)
-        self.last_norm = "bn3"
 
     def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)))
@@ -47,15 +48,9 @@ class SEResNeXt(ResidualStages):
 
     def __init__(self, depth, vd=False, last_stride=2):
         super().__init__()
-        strides = (1, 2, 2, last_stride)
+
+        def block(in_channels, stage, stride):
+            return SEBlock(in_channels, 128 * 2**stage, stride, vd)
+
         self.add_stem([64, 64, 128] if vd else [64])
-        channels = 128 if vd else 64
-        for stage, blocks in enumerate(BLOCKS[depth]):
-            layers = []
-            for i in range(blocks):
-                width = 128 * 2**stage
-                layers.append(SEBlock(channels, width, strides[stage] if i == 0 else 1, vd))
-                channels = width * 2
-            self.add_sublayer(f"layer{stage + 1}", nn.Sequential(*layers))
-        self.stages = ["layer1", "layer2", "layer3", "layer4"]
-        self.out_channels = channels
+        self.add_stages(BLOCKS[depth], (1, 2, 2, last_stride), 128 if vd else 64, block)
