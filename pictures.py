@@ -168,6 +168,14 @@ def _is_folder(entry):
 
 # ---------------------------------------------------------------- class folders
 
+# What the folders of a collection that is split already are called: {name: the list that it becomes}.
+PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("query", "gallery"), ""),  # named, but of two such lists none can be the one to validate on
+}
+
 
 def label_classes(folder, names):
     """{class: label}: the NNN where all are named NNN.Name, else 1, 2, ... in sorted order. Raises: UserError."""
@@ -183,9 +191,14 @@ def label_classes(folder, names):
 def class_folders(paths):
     """{folder: its name as a class} of pictures that lie in class folders, two or more, and none beside these; or {}.
 
-    The name is the path from the folder that all of them are in.
+    The name is the path from the folder that all of them are in; where that is split into train/, test/ and so on, from
+    these: a class in two of them is one.
     """
     folders = {os.path.dirname(path) for path in paths}
     if len(folders) < 2 or os.path.commonpath(folders) in folders:
         return {}
-    return {folder: os.path.relpath(folder, os.path.commonpath(folders)) for folder in folders}
+    names = {folder: os.path.relpath(folder, os.path.commonpath(folders)) for folder in folders}
+    below = {folder: name.partition(os.sep)[::2] for folder, name in names.items()}
+    if all(part.lower() in PARTS and rest for part, rest in below.values()):
+        return {folder: rest for folder, (_, rest) in below.items()}
+    return names

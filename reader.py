@@ -32,8 +32,8 @@ from transforms import MAX_PIXELS, TEST_TRANSFORMS, BadImage
 from utility import UserError, boolean, number, parse_row, plain
 
 # paths: list of str. labels: int64 [N], or None where there are none. source, lines: the list file and, for each
-# picture, its line there (None, None for pictures named on the command line). Several inputs in one have no source, and
-# for each picture "<list>:<line>" or None as its line.
+# picture, its line there (None, None for pictures named on the command line). Samples joined from several inputs have
+# no source, and for each picture "<list>:<line>" or None as its line.
 Samples = collections.namedtuple("Samples", "paths labels source lines")
 # image: uint8 RGB [B, H, W, 3]; label: int64 [B] (class index or list label, as handed to read_batches) or None;
 # index: int64 [B], the pictures' positions in the list; bad: (index, reason) of each bad picture that was met for the
@@ -44,6 +44,7 @@ VAL_LIST = "data/CUB200_val.txt"  # where nobody names one
 MOST_LINE = 2**16  # characters of a line in a list
 # `<path> <label> <id>`, as PaddleClas has it: the id is of the image or, for vehicles, the camera.
 THIRD = re.compile(r"(.*\S)(\s+[+-]?[0-9]+)\s+[0-9]+(\|[0-9]+)?")
+CROPS = re.compile(r"boxes(_margin_[0-9.e+-]+)?(_context|_mean)?")  # data.boxes.Crop.folder
 MOST_ASKED = 100  # lines that are looked at for whether a list is one with such ids
 
 
@@ -234,7 +235,7 @@ def with_folder_labels(samples):
     if not names:
         return samples
     try:
-        labels = pictures.label_classes(os.path.commonpath(names), names.values())
+        labels = pictures.label_classes(os.path.commonpath(names), set(names.values()))
     except UserError:  # two folders with one number: whatever they are, they are no classes
         return samples
     found = [labels[names[os.path.dirname(path)]] for path in samples.paths]
@@ -272,12 +273,23 @@ def where(samples, index):
 def fingerprint(samples, components=2):
     """A digest of a list in its order: labels, and of each path the last components; the folders above may move.
 
+    The name of a folder of crops (data/boxes.py) counts, too: in it pictures are called as the whole ones are.
+
     Args:
         components: 2, since names repeat in every class folder (0.jpg, 1.jpg, ...); older checkpoints have 1.
     """
-    names = ("/".join(os.path.normpath(path).split(os.sep)[-components:]) for path in samples.paths)
-    rows = (f"{name} {label}\n" for name, label in zip(names, samples.labels))
+
+    def name(path):
+        parts = os.path.normpath(path).split(os.sep)
+        return "/".join([*filter(CROPS.fullmatch, parts[:-components]), *parts[-components:]])
+
+    rows = (f"{name(path)} {label}\n" for path, label in zip(samples.paths, samples.labels))
     return hashlib.sha256("".join(rows).encode(errors="surrogateescape")).hexdigest()
+
+
+def is_fingerprint(digest, samples):
+    """Whether `digest` is that of the Samples, as checkpoints of today or older ones have it."""
+    return digest in (fingerprint(samples), fingerprint(samples, components=1))
 
 
 def report_bad_images(samples, bad):
@@ -303,7 +315,6 @@ def read_batches(
     batches,
     transform,
     shape,
-    labels=None,
     num_workers=None,
     skip_bad=False,
     replace=False,
@@ -319,7 +330,6 @@ def read_batches(
         transform: function (image, position) -> uint8 [H, W, 3]; `position` counts the pictures drawn so far, so that
             a random transform can depend on it and not on the thread that runs it.
         shape: (H, W).
-        labels: int64 [N] for the batches' `label`; default: those of the samples.
         num_workers: threads; None: one a CPU.
         skip_bad: False: a bad picture is a UserError. True: it is left out, and in the batch's `bad` once.
         replace: True puts another picture in the place of a bad one (see sampler.substitutes), so that a batch is only
@@ -335,7 +345,6 @@ def read_batches(
     cv2.setNumThreads(1)  # the threads here are enough; OpenCV's own would fight with them and with the network's
     Image.MAX_IMAGE_PIXELS = None  # max_pixels is in its place
     warnings.filterwarnings("ignore", module="PIL")  # on odd EXIF data, palettes, and sizes that are still accepted
-    labels = samples.labels if labels is None else labels
     loader = _Loader(samples, transform, shape, skip_bad, replace, max_pixels)
     pool = concurrent.futures.ThreadPoolExecutor(workers)
     begun, batches = collections.deque(), iter(batches)
@@ -350,7 +359,7 @@ def read_batches(
             if not begun:
                 return
             images, index, bad = loader.finish(begun.popleft())
-            yield Batch(images, None if labels is None else labels[index], index, bad)
+            yield Batch(images, None if samples.labels is None else samples.labels[index], index, bad)
     finally:
         loader.closing.set()
         pool.shutdown(cancel_futures=True)

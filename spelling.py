@@ -97,8 +97,10 @@ def what_differs(path, near=os.curdir):
             folder, rest = found
             there = f"{plain(rest, 1000)} is there in {plain(folder, 1000)}"
             foreign = FOREIGN.search(path)
-            if foreign or not path.startswith(os.path.join(near, "")):
-                return f"{there}: paths in the list that begin with {foreign[0] if foreign else '/'} lead nowhere here"
+            if foreign:
+                return f"{there}: paths in the list that begin with {foreign[0]} lead nowhere here"
+            if os.path.isabs(path) and not path.startswith(os.path.join(near, "")):
+                return f"{there}: paths in the list that begin with /, or --data_dir, lead nowhere here"
             return f"{there}: do the list's paths count from it (--data_dir)?"
     return ""
 

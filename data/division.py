@@ -36,6 +36,8 @@ class Division:
         """{list: its classes} of all classes. Raises: UserError."""
         if self.within_classes is not None:
             pairs = [self.halves(one) for one in classes]
+            if not any(taken.images for _, taken in pairs):
+                raise UserError("--within_classes: no class has two images: none would be left for val")
             return {"train": [kept for kept, _ in pairs], "val": [taken for _, taken in pairs if taken.images]}
         drawn = self.draw(classes, lambda one: one.name)
         count = count_of(self.train_classes, len(classes))

@@ -12,7 +12,6 @@ tail, crest, wing and face, not by which colours it has. Any two species differ 
 give the same bytes again.
 """
 
-import argparse
 import concurrent.futures
 import contextlib
 import io
@@ -34,13 +33,13 @@ import numpy as np
 import files
 from runtime import process
 from split import Division, split
-from utility import UserError, at_home, say
+from utility import UserError, make_parser, number, parse_typed, say
 
+RANGES = {"species": (2, 200), "images": (2, 9999), "size": (32, 1024), "seed": (0, 2**31 - 1)}
 MARK = "sample.json"  # says that a folder is a sample, and which files in it are ours
 MOST_MARK = 1 << 20  # bytes; that of 200 species has 60,000
 LISTS = ("birds_train.txt", "birds_val.txt", "birds_classes.txt")
 EARLIER_LISTS = ("CUB200_train.txt", "CUB200_val.txt", "CUB200_classes.txt")  # the same in a sample of an older version
-RANGES = {"species": (2, 200), "images": (2, 9999), "size": (32, 1024), "seed": (0, 2**63 - 1)}
 LEFTOVERS = (".DS_Store", "Thumbs.db", "desktop.ini")  # what file viewers leave in folders that they show
 
 # ---------------------------------------------------------------- species
@@ -125,11 +124,11 @@ TAILS = {
 HORN, LEG, PUPIL = (226, 150, 62), (150, 96, 60), (18, 16, 18)
 
 
-def curve(points, steps=6):
-    """The closed Catmull-Rom curve through [N, 2] points -> [N * steps, 2]."""
+def curve(points):
+    """The closed Catmull-Rom curve through [N, 2] points -> [N * 6, 2]."""
     p1 = np.asarray(points, np.float64)[:, None]
     p0, p2, p3 = (np.roll(p1, shift, axis=0) for shift in (1, -1, -2))
-    t = (np.arange(steps) / steps)[None, :, None]
+    t = (np.arange(6) / 6)[None, :, None]
     cubic = (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * p1 - p0 - 3 * p2 + p3) * t**3
     return ((2 * p1 + (p2 - p0) * t + cubic) / 2).reshape(-1, 2)
 
@@ -300,10 +299,6 @@ def expose(image, rng):
 # ---------------------------------------------------------------- files
 
 
-def fail(message):
-    raise UserError(message)
-
-
 def species_folder(number, name):
     return os.path.join("images", f"{number:03d}.{name}")
 
@@ -389,13 +384,15 @@ def make_sample(output_dir, species, images, size, seed, overwrite):
     """Makes the sample beside its place and moves it there. Raises: OSError, UserError."""
     target = os.path.realpath(output_dir)
     if os.path.lexists(target) and not os.path.isdir(target):
-        fail(f"{output_dir}: is a file: name a folder with --output_dir")
+        raise UserError(f"{output_dir}: is a file: name a folder with --output_dir")
     if os.path.isdir(target) and os.listdir(target):
         if not overwrite:
-            fail(f"{output_dir}: is not empty: --overwrite makes a sample anew, --output_dir names another folder")
+            raise UserError(
+                f"{output_dir}: is not empty: --overwrite makes a sample anew, --output_dir names another folder"
+            )
         foreign = foreign_file(target)
         if foreign:
-            fail(f"{output_dir}: not deleted, for not all of it comes from this script: {foreign}")
+            raise UserError(f"{output_dir}: not deleted, for not all of it comes from this script: {foreign}")
     os.makedirs(os.path.dirname(target), exist_ok=True)
     with files.temporary_folder(target) as new:
         write_sample(new, draw_species(species, seed), images, size, seed)
@@ -404,25 +401,21 @@ def make_sample(output_dir, species, images, size, seed, overwrite):
 
 def main():
     default = os.path.relpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "sample"))
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
-    parser.error = fail
+    parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--output_dir", default=default, help=f"folder to make (default: {default})")
-    add("--species", type=int, default=96, help="how many, 2 to 200; half of them train (default: 96)")
-    add("--images", type=int, default=20, help="pictures of each species, 2 to 9999 (default: 20)")
-    add("--size", type=int, default=96, help="pixels of a side, 32 to 1024; the birds stay the same (default: 96)")
-    add("--seed", type=int, default=0, help="another seed draws other species and other pictures (default: 0)")
+    types = {name: number(int, low=low, high=high) for name, (low, high) in RANGES.items()}
+    add("--output_dir", default=default, help="folder to make")
+    add("--species", type=types["species"], default=96, help="how many, 2 to 200; half of them train")
+    add("--images", type=types["images"], default=20, help="pictures of each species, 2 to 9999")
+    add("--size", type=types["size"], default=96, help="pixels of a side, 32 to 1024; the birds stay the same")
+    add("--seed", type=types["seed"], default=0, help="another seed draws other species and other pictures")
     add("--overwrite", action="store_true", help="replace an earlier sample; a folder with other files is left alone")
-    args = parser.parse_args(at_home())
+    args, _ = parse_typed(parser)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is half drawn goes
-    for name, (low, high) in RANGES.items():
-        if not low <= getattr(args, name) <= high:
-            fail(f"--{name}={getattr(args, name)} is out of range: {low} to {high}")
     try:
         make_sample(args.output_dir, args.species, args.images, args.size, args.seed, args.overwrite)
     except OSError as error:
-        fail(f"{args.output_dir}: cannot write there: {error.strerror or error}")
+        raise UserError(f"{args.output_dir}: cannot write there: {error.strerror or error}") from None
     total = args.species * args.images
     say(f"drew {total} birds, {args.images} of each of {args.species} species, in {args.output_dir}")
 

@@ -53,7 +53,7 @@ class Archive:
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """A published data set. `find(folder, archives)` -> Found, or None where the folder holds something else."""
+    """A published data set. `find(folder)` -> Found, or None where the folder holds something else."""
 
     name: str
     prefix: str  # of the lists' names
@@ -352,7 +352,7 @@ def write(folder, found, data_set, output_dir, any_counts, crop):
         part: as_classes(rows, found.names, listing.list_prefix(home, output_dir, False))
         for part, rows in listed.items()
     }
-    paths = {part: os.path.join(output_dir, f"{prefix}_{part}.txt") for part in (*lists, "classes")}
+    paths = split.list_paths(output_dir, prefix, (*lists, "classes"))
     texts = {paths[part]: listing.list_text(members) for part, members in lists.items()}
     used = {one.label: one.name for members in lists.values() for one in members}
     texts[paths["classes"]] = "".join(f"{label} {class_name(used[label])}\n" for label in sorted(used))

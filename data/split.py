@@ -13,7 +13,6 @@ relative to the list's own folder. A label is the NNN where all folders are name
 are those that hold images, are numbered 1, 2, ... in sorted order.
 """
 
-import argparse
 import math
 import os
 import re
@@ -28,18 +27,11 @@ import pictures
 from division import ALL, Division
 from listing import Class, as_listed, folder_as_listed, list_prefix, list_text, write_lists
 from runtime import process
-from utility import UserError, at_home, note_repeated, number_of, plain, say
+from utility import UserError, make_parser, number, number_of, parse_typed, plain, say
 
 # Lists of an earlier run, which may lie among the pictures.
 OWN_LISTS = re.compile(r".+_(train|val|test|fit|holdout|query|gallery|classes)\.txt(\.kept\d+)?")
 EDITIONS = {6033: "CUB-200 (2010)", 11788: "CUB-200-2011"}
-# What the folders of a collection that is split already are called: {name: the list that it becomes}.
-PARTS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("query", "gallery"), ""),  # named, but of two such lists none can be the one to validate on
-}
 # train.py's flags in the command to type next: those of recipes/cub200_proxyanchor.sh, which raise recall on unseen
 # classes most of all that was tried in as many minutes (docs/results.md).
 BATCH = 60
@@ -84,8 +76,8 @@ def part_folders(folder):
     found = {}
     for name in names:
         path = os.path.join(folder, name)
-        if PARTS.get(name.lower()) and os.path.isdir(path):
-            found.setdefault(PARTS[name.lower()], []).append(path)
+        if pictures.PARTS.get(name.lower()) and os.path.isdir(path):
+            found.setdefault(pictures.PARTS[name.lower()], []).append(path)
     found = {part: paths[0] for part, paths in found.items() if len(paths) == 1}
     if "val" not in found and "test" in found:
         found["val"] = found.pop("test")
@@ -137,10 +129,10 @@ def check_level(folder, classes, left_out):
         raise UserError(f"{whole} holds {names}: name it")
     steps = top.split(os.sep)
     for depth, step in enumerate(steps, 1):
-        if step.lower() in PARTS:
+        if step.lower() in pictures.PARTS:
             raise UserError(f"{os.path.join(folder, *steps[:depth])}/ holds class folders: name it ({ALL})")
     children = [name[len(top) :].lstrip(os.sep).split(os.sep) for name in below]
-    if all(child[0].lower() in PARTS for child in children):
+    if all(child[0].lower() in pictures.PARTS for child in children):
         holders = sorted({child[0] for child in children if len(child) > 1})
         if not holders:
             raise UserError(in_itself(os.path.join(folder, below[0]), {"": classes[below[0]]}))
@@ -426,21 +418,17 @@ def next_command(lists, paths, name):
     ]
 
 
-def bad_usage(message):
-    raise UserError(f"{message} (see --help)")
-
-
 def main():
     here = os.path.relpath(os.path.dirname(os.path.abspath(__file__)))
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
-    parser.error = bad_usage
+    parser = make_parser(__doc__)
+    parser.usage = "%(prog)s [ROOT] [--flag=value ...]"
     parser.add_argument(
         "root",
         nargs="?",
         default=here,
+        metavar="ROOT",
         help="the folder with images/<class>/*.jpg or CUB_200_2011/images/<class>/*.jpg in it, or the one that holds "
-        "the class folders itself, or train/ and test/ with class folders (default: the script's own folder)",
+        "the class folders itself, or train/ and test/ with class folders",
     )
     parser.add_argument("--output_dir", help="where the lists go (default: ROOT, or the folder of the CSV)")
     parser.add_argument("--name", help="how the lists' names begin (default: CUB200 for CUB, else the name of ROOT)")
@@ -451,14 +439,14 @@ def main():
     )
     parser.add_argument(
         "--within_classes",
-        type=float,
+        type=number(float),
         metavar="SHARE",
         help="all classes train, and this share of each one's images, such as 0.2, is for val: that measures something "
         "else than recall on unseen classes",
     )
     parser.add_argument(
         "--holdout",
-        type=float,
+        type=number(float),
         metavar="SHARE",
         help="also write <name>_fit.txt and <name>_holdout.txt: the training classes without the last SHARE of them, "
         "and these, such as 0.2. Choose settings and epoch by training on the first and validating on the second; then "
@@ -466,14 +454,13 @@ def main():
     )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=number(int),
         help="draw at random which classes train, or which images --within_classes takes: the same number gives the "
         "same lists (default: the first ones train)",
     )
     parser.add_argument("--absolute", action="store_true", help="absolute paths: the lists may then be moved")
     parser.add_argument("--csv", metavar="FILE", help="also write train and val as a CSV of Open Metric Learning")
-    args = parser.parse_args(at_home())
-    note_repeated()
+    args, _ = parse_typed(parser)
     for name in ("root", "output_dir", "name", "csv"):
         if getattr(args, name) == "":
             raise UserError(f"{name}: is empty: give a name, or leave it out")

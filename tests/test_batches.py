@@ -100,7 +100,8 @@ def test_positions_count_the_pictures(monkeypatch):
 
 def test_labels(monkeypatch):
     fake = Fake(monkeypatch, 8)
-    [batch] = fake.read([[3, 6]], labels=np.arange(8) * 10)
+    fake.samples = fake.samples._replace(labels=np.arange(8) * 10)
+    [batch] = fake.read([[3, 6]])
     assert batch.label.tolist() == [30, 60]
     fake.samples = fake.samples._replace(labels=None)
     [batch] = fake.read([[3, 6]])

@@ -13,10 +13,22 @@ from conftest import ROOT
 from PIL import Image
 
 import pictures
+import reader
 import transforms
 from utility import UserError
 
 JPEG = b"\xff\xd8\xff\xe0"
+
+
+def test_names_of_class_folders():
+    """Of a collection that is split already a class in two parts is one, as data/split.py has it."""
+    names = lambda *folders: pictures.class_folders([f"in/{folder}/1.jpg" for folder in folders])  # noqa: E731
+    assert names("a", "b/c") == {"in/a": "a", "in/b/c": "b/c"}
+    assert names("train/a", "Test/a", "Test/b") == {"in/train/a": "a", "in/Test/a": "a", "in/Test/b": "b"}
+    assert names("train/a", "other/a") == {"in/train/a": "train/a", "in/other/a": "other/a"}
+    assert names("train", "test") == {"in/train": "train", "in/test": "test"}
+    paths = [f"in/{folder}/1.jpg" for folder in ("test/a", "test/c", "train/a", "train/b")]
+    assert reader.with_folder_labels(reader.Samples(paths, None, None, None)).labels.tolist() == [1, 3, 1, 2]
 
 
 def saved(kind, mode):

@@ -265,12 +265,12 @@ def test_overwrite_refuses_other_folders(tmp_path, mark):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--species=1"], "--species=1 is out of range: 2 to 200"),
-        (["--species=201"], "--species=201"),
-        (["--images=1"], "--images=1"),
-        (["--size=8"], "--size=8"),
-        (["--seed=-1"], "--seed=-1"),
-        (["--species=many"], "invalid int value: 'many'"),
+        (["--species=1"], "--species: 1 is out of range: must be at least 2 and at most 200"),
+        (["--species=201"], "--species: 201"),
+        (["--images=1"], "--images: 1"),
+        (["--size=8"], "--size: 8"),
+        (["--seed=-1"], "--seed: -1"),
+        (["--species=many"], "expected int, not 'many'"),
         (["--specie=4"], "unrecognized arguments: --specie=4"),
     ],
 )

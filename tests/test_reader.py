@@ -251,6 +251,15 @@ def test_fingerprint():
     )
     assert reader.fingerprint(first) == reader.fingerprint(moved) != reader.fingerprint(other)
     assert reader.fingerprint(first, components=1) == reader.fingerprint(other, components=1)
+    # Crops are called as the whole pictures are.
+    whole, crops, wider = (
+        reader.Samples([f"cub/{folder}images/{n}/0.jpg" for n in "ab"], labels, None, None)
+        for folder in ("", "boxes/", "boxes_margin_0.1_context/")
+    )
+    assert len({reader.fingerprint(samples) for samples in (whole, crops, wider)}) == 3
+    digest = reader.fingerprint(whole)
+    assert reader.is_fingerprint(digest, whole) and not reader.is_fingerprint(digest, crops)
+    assert reader.is_fingerprint(reader.fingerprint(first, components=1), first)
 
 
 def test_a_bomb_is_one_bad_picture(tmp_path):

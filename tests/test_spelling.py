@@ -106,7 +106,8 @@ def test_paths_that_count_from_elsewhere(folder):
     assert where in said
     assert f"in/birds/1.jpg is there in {folder.parent}" in missing(folder, "in/in/birds/1.jpg 0\n")
     there = f"birds/1.jpg is there in {folder}: paths in the list that begin with"
-    assert f"{there} / lead nowhere here" in missing(folder, "/home/somebody/birds/1.jpg 0\n", name="b.txt")
+    gone = missing(folder, "/home/somebody/birds/1.jpg 0\n", name="b.txt")
+    assert f"{there} /, or --data_dir, lead nowhere here" in gone
     assert f"{there} C:\\ lead nowhere here" in missing(folder, "C:\\somebody\\birds\\1.jpg 0\n")
     assert f"{there} https:// lead nowhere here" in missing(folder, "https://example.org/birds/1.jpg 0\n")
     said = missing(folder, f"file://{folder}/birds/1.jpg 0\n")

@@ -333,7 +333,8 @@ def test_train_classes_that_leave_nothing(tmp_path, text):
 @pytest.mark.parametrize("share", ["nan", "inf", "-inf", "-1", "0", "1", "1e300"])
 def test_holdouts_that_leave_nothing(tmp_path, share):
     make(tmp_path, SHOES)
-    assert "0 of the 2 training classes: it must be 1 to 1" in fails(tmp_path, f"--holdout={share}")
+    wanted = "0 of the 2 training classes: it must be 1 to 1" if share[-1].isdigit() else "must be finite"
+    assert wanted in fails(tmp_path, f"--holdout={share}")
 
 
 @pytest.mark.parametrize(
@@ -367,7 +368,7 @@ def test_other_mistakes(tmp_path):
     make(tmp_path, {**SHOES, "file": b""})
     assert "file: cannot write" in fails(tmp_path, f"--output_dir={tmp_path}/file")
     assert "--output_dir" in fails(tmp_path, "--name=sub/shoes")
-    assert "unrecognized arguments: --train (see --help)" in fails(tmp_path, "--train")
+    assert "unrecognized arguments: --train (see split.py --help)" in fails(tmp_path, "--train")
 
 
 def test_lists_in_a_folder_among_the_classes(tmp_path):

@@ -147,7 +147,13 @@ def test_flags_that_say_two_things(tmp_path):
     for flags in (["--train_classes=1"], ["--holdout=0.5"]):
         assert "--within_classes splits all classes" in fails(tmp_path, "--within_classes=0.5", *flags)
     for share in ("0", "1", "nan", "-1", "inf"):
-        assert "--within_classes=" in fails(tmp_path, f"--within_classes={share}")
+        assert "--within_classes" in fails(tmp_path, f"--within_classes={share}")
+
+
+def test_a_part_of_each_class_of_one_image(tmp_path):
+    make(tmp_path, {"a/1.jpg": JPEG, "b/1.jpg": JPEG})
+    assert "no class has two images" in fails(tmp_path, "--within_classes=0.5")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
 def test_warnings_of_classes_that_teach_nothing(tmp_path):
