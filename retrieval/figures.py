@@ -21,7 +21,7 @@ DRAWS, SEED = 1000, 0  # of a bootstrap
 MOST_FAILED = 2000  # queries that are listed
 
 # What is searched for what: features float [N, D], labels int [N], the gallery's [M, D] and [M] (None: the queries
-# themselves), own: as of metrics.retrieval_metrics.
+# themselves), own: as of metrics.rank.
 Search = collections.namedtuple("Search", "features labels gallery_features gallery_labels own", defaults=[None] * 3)
 # figures: {name: number}, for a line each; interval: of recall@1, see `interval`; thresholds, classes: of the functions
 # of these names; ranked: metrics.Ranked; pairs: metrics.Pairs.
@@ -71,7 +71,7 @@ def measure(search, recall_at=(1, 2, 4, 8), options=None, in_place=False, every_
 
     Args:
         recall_at: the k of recall@k; options: Options, or None.
-        in_place: the features are changed, as of metrics.retrieval_metrics.
+        in_place: the features are changed, as of metrics.rank.
         every_pair: whether `pairs` count all that are of different classes, as a histogram needs.
     """
     options = options or Options()

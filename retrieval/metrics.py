@@ -26,9 +26,9 @@ Ranked = collections.namedtuple(
 )
 
 
-def retrieval_metrics(features, labels, recall_at=(1, 2, 4, 8), gallery_features=None, gallery_labels=None, full=True,
-                      own=None, in_place=False):  # fmt: skip
-    """How well the nearest neighbours of each query, by cosine, share its class.
+def rank(features, labels, gallery_features=None, gallery_labels=None, own=None, pairs=None, similar=None,
+         in_place=False):  # fmt: skip
+    """Where each query's positives, the pictures of its class, stand among its neighbours by cosine: Ranked.
 
     Every image is a query against all others of the list (itself excluded by its index, so that duplicates of it are
     fair neighbours), or against the whole gallery where one is given. A tied negative counts as closer: embeddings
@@ -36,49 +36,22 @@ def retrieval_metrics(features, labels, recall_at=(1, 2, 4, 8), gallery_features
 
     Args:
         features: float [N, D], any length; labels: int [N].
-        recall_at: the k of recall@k.
         gallery_features, gallery_labels: [M, D], [M]; None: the queries themselves.
-        full: False leaves out MAP@R and R-precision, which need every positive's rank.
         own: for each query the gallery's indices that are its own picture, as a sequence of int arrays [0 or more]: no
             neighbours of it. None: the gallery has no picture of the queries.
+        pairs: Pairs that take in the similarities; None: they are not counted.
+        similar: function(index) -> float32 [B, M], what goes in the place of the cosines of the queries of these
+            indices with the gallery; None: the cosines.
         in_place: features (float32, two arrays where there is a gallery) are brought to length 1 where they are, rather
             than copied.
 
-    Returns: a dict of
-        "recall@k": share of queries with a positive among their k nearest neighbours;
-        "MAP@R": mean over queries of 1/R sum_{i<=R} precision@i [i-th neighbour is positive], R = the query's number
-            of positives (Musgrave et al., arXiv 2003.08505);
-        "R-precision": mean share of positives among the R nearest neighbours;
-        "queries", and "queries_without_positive" where there are any: counts.
-
-    Raises: UserError for features that are NaN or infinite; ValueError where there are none, or as many labels not.
+    Raises: UserError for features that are NaN or infinite; ValueError for no features, or another number of labels.
 
     Memory beyond the features: about 150 MB and, unless in_place, one normalised float32 copy of them (two with a
     gallery).
     """
     parts = _sort(features, labels, gallery_features, gallery_labels, own, in_place)
-    if full or gallery_features is not None:
-        ranked = _rank_rows(parts, "R" if full else "")
-    else:
-        positives, closer = parts.last - parts.first - 1, _count_closer(parts.query, parts.first, parts.last)
-        ranked = Ranked(positives, closer, *[None] * 7)
-    _sort_back(parts, in_place)
-    return summarise(ranked, recall_at, ("MAP@R", "R-precision") if full else ())
-
-
-def rank(features, labels, gallery_features=None, gallery_labels=None, own=None, pairs=None, similar=None,
-         in_place=False):  # fmt: skip
-    """Where each query's positives stand among its neighbours: Ranked.
-
-    Args:
-        features, labels, gallery_features, gallery_labels, own, in_place: as of `retrieval_metrics`, whose rules and
-            memory count here, too.
-        pairs: Pairs that take in the similarities; None: they are not counted.
-        similar: function(index) -> float32 [B, M], what goes in the place of the cosines of the queries of these
-            indices with the gallery; None: the cosines.
-    """
-    parts = _sort(features, labels, gallery_features, gallery_labels, own, in_place)
-    found = _rank_rows(parts, "all", pairs, similar)
+    found = _rank_rows(parts, pairs, similar)
     _sort_back(parts, in_place)
     wrong = np.where(found.wrong < 0, -1, parts.gallery_order[found.wrong])
     back = np.argsort(parts.order)
@@ -86,10 +59,15 @@ def rank(features, labels, gallery_features=None, gallery_labels=None, own=None,
 
 
 def summarise(ranked, recall_at=(1, 2, 4, 8), means=("MAP@R", "R-precision", "mAP", "mINP")):
-    """The figures of `retrieval_metrics`, and of these means:
+    """The figures of Ranked queries, a dict:
 
-    "mAP": mean over queries of 1/R sum_i i / (rank of the i-th of its R positives);
-    "mINP": mean over queries of R / (rank of the last of them) (Ye et al., arXiv 2001.04193).
+    "recall@k": share of queries with a positive among their k nearest neighbours;
+    and of these means, where R is the number of a query's positives:
+    "MAP@R": 1/R sum_{i<=R} precision@i [i-th neighbour is positive] (Musgrave et al., arXiv 2003.08505);
+    "R-precision": share of positives among the R nearest neighbours;
+    "mAP": 1/R sum_i i / (rank of the i-th positive);
+    "mINP": R / (rank of the last positive) (Ye et al., arXiv 2001.04193);
+    "queries", and "queries_without_positive" where there are any: counts.
     """
     has = ranked.positives > 0
     result = {f"recall@{k}": float((ranked.closer < k)[has].sum() / len(has)) for k in recall_at}
@@ -97,6 +75,17 @@ def summarise(ranked, recall_at=(1, 2, 4, 8), means=("MAP@R", "R-precision", "mA
     result["queries"] = len(has)
     lone = int(np.count_nonzero(~has))
     return {**result, "queries_without_positive": lone} if lone else result
+
+
+def recall(features, labels, recall_at=(1, 2, 4, 8), in_place=False):
+    """recall@k and the counts of `summarise`, of a list against itself, in less than half of the time of `rank`.
+
+    Arguments, errors and memory are those of `rank`.
+    """
+    parts = _sort(features, labels, None, None, None, in_place)
+    positives, closer = parts.last - parts.first - 1, _count_closer(parts.query, parts.first, parts.last)
+    _sort_back(parts, in_place)
+    return summarise(Ranked(positives, closer, *[None] * 7), recall_at, ())
 
 
 # The field of Ranked whose mean a figure is.
@@ -167,7 +156,7 @@ def remarks(features, labels, result, gallery_labels=None):
     """What a reader of the figures should know of the list or the network, a list of sentences.
 
     Args:
-        features, labels, gallery_labels: as of `retrieval_metrics`; result: what it returned.
+        features, labels, gallery_labels: as of `rank`; result: of `summarise`.
     """
     found = []
     lone, count = result.get("queries_without_positive", 0), result["queries"]
@@ -195,12 +184,12 @@ def _are_equal(features):
 
 # query [N, D], gallery [M, D]: of length 1, sorted by label, by the indices order and gallery_order; those that share
 # the class of query i are gallery[first[i] : last[i]]. Where both are one array, an image is no neighbour of itself.
-# own: as of retrieval_metrics, sorted, too.
+# own: as of `rank`, sorted, too.
 _Sorted = collections.namedtuple("_Sorted", "query gallery first last own order gallery_order")
 
 
 def _sort(features, labels, gallery_features, gallery_labels, own, in_place=False):
-    """_Sorted of the arguments of `retrieval_metrics`."""
+    """_Sorted of the arguments of `rank`."""
     take = _unit_in_place if in_place else unit
     for some, of_some in ((features, labels), (gallery_features, gallery_labels)):
         if some is not None and not 0 < len(some) == len(of_some):
@@ -272,13 +261,8 @@ def _best_positive(features, first, last):
     return best
 
 
-def _rank_rows(parts, ranks, pairs=None, similar=None):
-    """Goes through the similarities by whole rows; -> Ranked, in the order of `parts`.
-
-    Args:
-        ranks: of which positives they are wanted: "" of none, "R" of those among the R nearest, "all".
-        pairs, similar: as of `rank`.
-    """
+def _rank_rows(parts, pairs=None, similar=None):
+    """Goes through the similarities by whole rows; -> Ranked, in the order of `parts`. Arguments as of `rank`."""
     query, gallery, first, last, own, order, gallery_order = parts
     alone, count = gallery is query, len(query)
     found = Ranked(
@@ -305,7 +289,7 @@ def _rank_rows(parts, ranks, pairs=None, similar=None):
                 same.append(row[max(first[i], i + 1) : last[i]].copy() if alone else positive[positive > -np.inf])
             positive = positive[positive > -np.inf]
             row[first[i] : last[i]] = -np.inf  # leaves the negatives
-            _rank_row(found, i, positive, row, ranks)
+            _rank_row(found, i, positive, row)
             if pairs and alone:
                 row[: last[i]] = -np.inf  # leaves those whose pairs with this one are not counted yet
         if pairs:
@@ -342,7 +326,7 @@ def _different_pairs(parts):
     return int(negatives.sum())
 
 
-def _rank_row(found, i, positive, row, ranks):
+def _rank_row(found, i, positive, row):
     """Fills in row i of the Ranked `found`.
 
     Args:
@@ -354,25 +338,27 @@ def _rank_row(found, i, positive, row, ranks):
         positive[::-1].sort()
         found.positives[i], found.best[i] = count, positive[0]
         found.closer[i] = np.count_nonzero(row >= positive[0] - np.float32(TIE))
-    if ranks == "all" and (found.closer[i] or not count):
+    if found.closer[i] or not count:
         nearest = row.argmax()
         if row[nearest] > -np.inf:
             found.wrong[i], found.similarity[i] = nearest, row[nearest]
-    if ranks == "all" and count:
-        every = _all_ranks(positive, row)
-        found.average_precision[i] = (np.arange(1, count + 1) / every).sum() / count
-        found.inverse_penalty[i] = count / every[-1]
-        near = every[every <= count]
-    elif ranks and found.closer[i] < count:
-        near = _ranks(positive, row)
-    else:
+    if not count:
         return
+    every = _ranks(positive, row)
+    found.average_precision[i] = (np.arange(1, count + 1) / every).sum() / count
+    found.inverse_penalty[i] = count / every[-1]
+    near = every[every <= count]
     found.map_at_r[i] = (np.arange(1, len(near) + 1) / near).sum() / count
     found.r_precision[i] = len(near) / count
 
 
-def _all_ranks(positive, row):
-    """Ranks, from 1, of all positives. Arguments as of `_ranks`."""
+def _ranks(positive, row):
+    """Ranks, from 1, of all positives.
+
+    Args:
+        positive: similarities of a query's positives, falling.
+        row: similarities of all others.
+    """
     threshold = positive - np.float32(TIE)
     if len(positive) * 500 <= len(row):  # then to count is faster than to sort
         closer = np.array([np.count_nonzero(row >= value) for value in threshold])
@@ -380,27 +366,6 @@ def _all_ranks(positive, row):
         negative = np.sort(row[row >= threshold[-1]])
         closer = len(negative) - np.searchsorted(negative, threshold, "left")
     return np.arange(1, len(positive) + 1) + closer
-
-
-def _ranks(positive, row):
-    """Ranks, from 1, of those positives that are among the R = len(positive) nearest neighbours; at least one is.
-
-    Args:
-        positive: similarities of a query's positives, falling.
-        row: similarities of all others.
-    """
-    threshold = positive - np.float32(TIE)
-    # The rank of the i-th positive is i + the negatives that are closer, and both grow with i: the last one that counts
-    # is found by halving, and only the few negatives in front of it need sorting.
-    low, high = 1, len(positive)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if middle + np.count_nonzero(row >= threshold[middle - 1]) <= len(positive):
-            low = middle
-        else:
-            high = middle - 1
-    negative = np.sort(row[np.flatnonzero(row >= threshold[low - 1])])
-    return np.arange(1, low + 1) + len(negative) - np.searchsorted(negative, threshold[:low], "left")
 
 
 def unit(features, order):

@@ -39,7 +39,7 @@ def expand_queries(features, gallery=None, own=None, count=5):
 
     Args:
         features: float [N, D]; gallery: [M, D], None: the queries, each but itself. All of length 1 (or 0).
-        own: as of metrics.retrieval_metrics.
+        own: as of metrics.rank.
         count: how many neighbours; negative cosines weigh nothing.
     """
     others = features if gallery is None else gallery
@@ -58,7 +58,7 @@ def expand_queries(features, gallery=None, own=None, count=5):
     return expanded
 
 
-def k_reciprocal(features, gallery=None, own=None, k1=K1, k2=K2, kept=KEPT):
+def k_reciprocal(features, gallery=None, own=None, k1=K1, k2=K2):
     """Neighbours that also have each other as neighbours come first.
 
     Zhong et al., "Re-ranking person re-identification with k-reciprocal encoding", CVPR 2017 (arXiv 1701.08398). With
@@ -73,7 +73,7 @@ def k_reciprocal(features, gallery=None, own=None, k1=K1, k2=K2, kept=KEPT):
 
     Args:
         features: float [N, D]; gallery: [M, D], None: the queries. For cosines, of length 1.
-        own: as of metrics.retrieval_metrics.
+        own: as of metrics.rank.
 
     Returns: function(index) -> float [B, M], minus the distances of the queries of these indices to the gallery.
 
@@ -98,14 +98,14 @@ def k_reciprocal(features, gallery=None, own=None, k1=K1, k2=K2, kept=KEPT):
     bounds = np.searchsorted(columns[order], np.arange(len(items) + 1))
 
     def similar(index):
-        distance = kept * _distances(items[place[index]], others) / largest[place[index], None]
+        distance = KEPT * _distances(items[place[index]], others) / largest[place[index], None]
         for row, item in zip(distance, place[index]):
             common = np.zeros(len(items), items.dtype)
             for entry in range(starts[item], starts[item + 1]):
                 column = slice(bounds[columns[entry]], bounds[columns[entry] + 1])
                 common[holders[column]] += np.minimum(held[column], values[entry])
             common = common[: len(others)]
-            row += (1 - kept) * (1 - common / (2 - common))
+            row += (1 - KEPT) * (1 - common / (2 - common))
         return -distance
 
     return similar

@@ -53,7 +53,7 @@ def check(features, labels, gallery=None, gallery_labels=None, own=None):
     assert np.allclose(ranked.average_precision, [row[0] for row in rows], atol=1e-12)
     assert np.allclose(ranked.inverse_penalty, [row[1] for row in rows], atol=1e-12)
     measured = figures.measure(search)
-    plain = metrics.retrieval_metrics(features, labels, (1, 2, 4, 8), gallery, gallery_labels, own=own)
+    plain = metrics.summarise(ranked, means=("MAP@R", "R-precision"))
     assert {name: measured.figures[name] for name in plain} == pytest.approx(plain, abs=1e-12)
     assert measured.figures["mAP"] == pytest.approx(np.mean([row[0] for row in rows]))
     assert measured.figures["mINP"] == pytest.approx(np.mean([row[1] for row in rows]))
@@ -121,7 +121,7 @@ def test_counting_and_sorting_give_the_same_ranks(monkeypatch):
     for count in (2, 40):
         positive = np.sort(rng.integers(0, 50, count).astype(np.float32) / 50)[::-1]
         wanted = [n + (row >= value - np.float32(1e-6)).sum() for n, value in enumerate(positive, 1)]
-        assert metrics._all_ranks(positive, row).tolist() == wanted
+        assert metrics._ranks(positive, row).tolist() == wanted
 
 
 def test_edges():
@@ -333,7 +333,7 @@ def test_in_place_there_is_no_second_copy():
     features, labels = draw(0, 1000, 100, dimension=2**14)
     for measure in (
         lambda: figures.measure(figures.Search(features, labels), in_place=True),
-        lambda: metrics.retrieval_metrics(features, labels, full=False, in_place=True),
+        lambda: metrics.recall(features, labels, in_place=True),
     ):
         tracemalloc.start()
         measure()
@@ -348,9 +348,9 @@ def test_in_place_there_is_no_second_copy():
 def test_figures_of_several_processes_are_those_of_one(monkeypatch, processes):
     search = figures.Search(*draw(1, 2500, 300, dimension=40))
     ties = figures.Search(*draw(1, 500, 30, ties=True))
-    once = [(figures.measure(one)[:4], metrics.retrieval_metrics(*one[:2], full=False)) for one in (search, ties)]
+    once = [(figures.measure(one)[:4], metrics.recall(*one[:2])) for one in (search, ties)]
     monkeypatch.setenv("PADDLE_LOCAL_SIZE", str(processes))
-    again = [(figures.measure(one)[:4], metrics.retrieval_metrics(*one[:2], full=False)) for one in (search, ties)]
+    again = [(figures.measure(one)[:4], metrics.recall(*one[:2])) for one in (search, ties)]
     for (measured, recall), (measured_again, recall_again) in zip(once, again):
         assert recall == recall_again and measured[1:] == measured_again[1:]
         assert measured_again[0] == pytest.approx(measured[0], abs=1e-9)

@@ -1,4 +1,4 @@
-"""retrieval_metrics against plain loops in float64, on random, tied and degenerate inputs."""
+"""recall, rank and summarise against plain loops in float64, on random, tied and degenerate inputs."""
 
 import json
 import tracemalloc
@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 
 from retrieval import metrics
-from retrieval.metrics import retrieval_metrics
 from utility import UserError
+
+
+def retrieval_metrics(features, labels, recall_at=(1, 2, 4, 8), *gallery, **options):
+    """All of it, where the ranks of all positives are found."""
+    ranked = metrics.rank(features, labels, *gallery, **options)
+    return metrics.summarise(ranked, recall_at, ("MAP@R", "R-precision"))
 
 
 def loop_metrics(features, labels, recall_at, gallery=None, gallery_labels=None):
@@ -41,8 +46,9 @@ def check(features, labels, gallery=None, gallery_labels=None, recall_at=(1, 2, 
     result = retrieval_metrics(features, labels, recall_at, gallery, gallery_labels)
     wanted = loop_metrics(features, labels, recall_at, gallery, gallery_labels)
     assert {name: result[name] for name in wanted} == pytest.approx(wanted, abs=1e-12)
-    without = retrieval_metrics(features, labels, recall_at, gallery, gallery_labels, full=False)
-    assert without == {name: value for name, value in result.items() if name not in ("MAP@R", "R-precision")}
+    if gallery is None:
+        without = {name: value for name, value in result.items() if name not in ("MAP@R", "R-precision")}
+        assert metrics.recall(features, labels, recall_at) == without
     assert set(result) - set(wanted) <= {"queries", "queries_without_positive"}
     json.dumps(result)  # plain numbers
     return result
@@ -91,7 +97,7 @@ def test_more_than_a_byte_can_count():
     features[:, 0] = 1
     labels = np.repeat(np.arange(350), 2)
     assert check(features[:40], labels[:40])["recall@8"] == 0
-    assert retrieval_metrics(features, labels, (698, 699), full=False) == {
+    assert metrics.recall(features, labels, (698, 699)) == {
         "recall@698": 0, "recall@699": 1, "queries": 700,
     }  # fmt: skip
 
@@ -178,7 +184,7 @@ def test_features_that_are_not_finite_are_an_error(value):
 
 def test_without_ranking_the_recall_is_the_same():
     features, labels = clustered(np.random.default_rng(11), 6, 6)
-    every, some = retrieval_metrics(features, labels), retrieval_metrics(features, labels, full=False)
+    every, some = retrieval_metrics(features, labels), metrics.recall(features, labels)
     assert some == {name: value for name, value in every.items() if name not in ("MAP@R", "R-precision")}
 
 
@@ -195,9 +201,9 @@ def test_memory_stays_bounded():
     """20,000 x 64: a full similarity matrix would take 1.6 GB."""
     rng = np.random.default_rng(13)
     features, labels = rng.normal(size=(20000, 64)).astype(np.float32), rng.integers(0, 4000, 20000)
-    for full in (True, False):
+    for measure in (metrics.rank, metrics.recall):
         tracemalloc.start()
-        retrieval_metrics(features, labels, full=full)
+        measure(features, labels)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 200e6
@@ -206,7 +212,7 @@ def test_memory_stays_bounded():
 def test_memory_stays_bounded_with_one_large_class():
     features = np.random.default_rng(15).normal(size=(20000, 8)).astype(np.float32)
     tracemalloc.start()
-    assert retrieval_metrics(features, np.arange(20000) // 19000, full=False)["queries"] == 20000
+    assert metrics.recall(features, np.arange(20000) // 19000)["queries"] == 20000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200e6
