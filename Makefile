@@ -12,11 +12,13 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# With GPUs, the wheel of Paddle's own index that has code for the oldest and the newest of them (runtime/gpu.py).
+# With GPUs, the wheel of Paddle's own index that has code for the oldest and the newest of them, and that the driver can run
+# (runtime/gpu.py).
 CAPABILITIES := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -xE "[0-9]+\.[0-9]+")
 ifneq ($(CAPABILITIES),)
 ifndef PADDLE_INDEX
-PADDLE_INDEX := $(shell $(PYTHON) -c 'import sys; from runtime.gpu import paddle_index as i; print(i(sys.argv[1:]))' $(CAPABILITIES))
+DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1)
+PADDLE_INDEX := $(shell $(PYTHON) -c 'import sys; from runtime.gpu import paddle_index as i; print(i(sys.argv[2:], sys.argv[1]))' "$(DRIVER)" $(CAPABILITIES))
 endif
 endif
 REQUIREMENTS ?= requirements.txt

@@ -84,6 +84,12 @@ class Check:
         )
         return os.path.join(path, "ResNet8" if self.tiny else "ResNet18")
 
+    def trained(self):
+        """The folder of a run that has trained."""
+        if "trained" not in os.listdir(self.folder):
+            self.train("trained", "--num_epochs=1", "--eval_every=0", "--use_gpu=True")
+        return os.path.join(self.folder, "trained", "ResNet8" if self.tiny else "ResNet18")
+
 
 def main():
     paddle = start()
@@ -104,7 +110,7 @@ def main():
 def start():
     """Paddle on the GPU. Raises: UserError where there is none that can be used."""
     paddle = process.start_paddle(use_gpu=False)  # which says nothing of GPUs
-    if not paddle.is_compiled_with_cuda() or paddle.device.cuda.device_count() == 0:
+    if not paddle.is_compiled_with_cuda() or gpu_facts.count(paddle) == 0:
         why = "finds no GPU" if paddle.is_compiled_with_cuda() else "is built for the CPU only"
         raise UserError(
             f"there is no GPU to check: paddlepaddle {paddle.__version__} {why}; docs/gpu.md says how to install one "
@@ -132,8 +138,9 @@ def run_script(seconds, *command):
             raise UserError(f"{script} did not end within {error.timeout:.0f} seconds") from None
         raise
     if child.returncode:
-        lines = (err or out).strip().splitlines() or ["no output"]
-        raise UserError(f"{script} ended with status {child.returncode}: {lines[-1]}")
+        said = (err or out).strip()
+        line = gpu_facts.first_line(said) if "Error Message Summary" in said else said.rpartition("\n")[2]
+        raise UserError(f"{script} ended with status {child.returncode}: {line or 'no output'}")
 
 
 def write_report(check):
@@ -150,7 +157,7 @@ def write_report(check):
 def the_gpu(check, paddle):
     facts = gpu_facts.describe(paddle)
     capability = "{}.{}".format(*paddle.device.cuda.get_device_capability())
-    half = [name for name in ("bfloat16", "float16") if getattr(paddle.amp, f"is_{name}_supported")()]
+    half = [name for name in ("bfloat16", "float16") if gpu_facts.computes_in(paddle, name)]
     check.add("the GPU computes", "works", f"{facts['gpu']}, capability {capability}, CUDA {facts['cuda']}, cuDNN "
               f"{facts['cudnn']}, {', '.join(half) or 'no half types'}")  # fmt: skip
     if not check.lists:
@@ -210,6 +217,9 @@ def training(check, paddle):
     curves, steps = {}, 20 * (8 if check.tiny else 40)
     common = ["--num_epochs=1", "--eval_every=0", f"--total_images={steps}", "--log_every=1"]
     for amp in ("off", "bfloat16", "float16"):
+        if amp != "off" and not gpu_facts.computes_in(paddle, amp):
+            check.add(f"training, --amp={amp}", "-", "this GPU does not compute in it")
+            continue
         with check.step(f"training, --amp={amp}"):
             folder = check.train(f"amp_{amp}", *common, f"--amp={amp}", "--use_gpu=True")
             curves[amp] = losses_of(folder)
@@ -250,11 +260,7 @@ def going_on(check, paddle):
 
 def evaluation(check, paddle):
     """eval.py of each precision against the CPU, and the exported model."""
-    if check.tiny:
-        trained = check.train("trained", "--num_epochs=1", "--eval_every=0", "--use_gpu=True")
-    else:
-        trained = os.path.join(check.folder, "amp_off", "ResNet18")
-    best, found = f"--pretrained_model={trained}/latest", {}
+    best, found = f"--pretrained_model={check.trained()}/latest", {}
     flags = {
         "the CPU": ["--use_gpu=False"],
         **{name: [f"--precision={name}"] for name in ("float32", "bf16", "float16")},
@@ -268,7 +274,7 @@ def evaluation(check, paddle):
             off = abs(found[name] - found.get("the CPU", found[name]))
             detail = f"recall@1 {found[name]:.4f}"
             if name != "the CPU":
-                check.judge(f"eval.py, {name}, against the CPU", off < (6e-3 if name == "float32" else 3e-2), detail)
+                check.judge(f"eval.py, {name}, against the CPU", off < (1.5e-2 if name == "float32" else 3e-2), detail)
     with check.step("infer.py --export_dir"):
         check.run("infer.py", best, f"--export_dir={check.folder}/exported")
         check.add("infer.py --export_dir", "works")
@@ -279,7 +285,9 @@ def two_gpus(check, paddle):
     if paddle.device.cuda.device_count() < 2:
         check.add("two GPUs", "-", "there is one")
         return
-    flags = ["--freeze_bn=True", "--num_epochs=1", "--eval_every=0", "--total_images=400", "--log_every=1"]
+    # Weights that have trained: their batch norms' statistics are those of pictures, without which nothing is bounded.
+    start = ["--freeze_bn=True", f"--pretrained_model={check.trained()}/latest"]
+    flags = [*start, "--num_epochs=1", "--eval_every=0", "--total_images=400", "--log_every=1"]
     launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node=2", f"--log_dir={check.folder}/log"]
     one = check.train("one", *flags, "--use_gpu=True")
     two = check.train("two", *flags, "--use_gpu=True", launcher=launcher)
@@ -295,7 +303,7 @@ def speed(check, paddle):
     with_torch = rows_step.both_have_a_gpu()
     for amp, batch in itertools.product(("float32", "bfloat16", "float16"), batches):
         what = f"training steps, {model}, {side} px, batch {batch}, {amp}"
-        if amp != "float32" and not getattr(paddle.amp, f"is_{amp}_supported")():
+        if amp != "float32" and not gpu_facts.computes_in(paddle, amp):
             check.add(what, "-", "this GPU does not compute in it")
             continue
         with check.step(what):
@@ -323,8 +331,9 @@ def fastest(step, count=8):
 
 def multiplications(paddle, kind, size):
     """Floating-point operations a second of products of square matrices."""
+    # clone(), for numpy() of a part would copy the whole from the device.
     x = paddle.ones([size, size]).astype(kind)
-    return 2 * size**3 / fastest(lambda: paddle.matmul(x, x)[0, 0].numpy())
+    return 2 * size**3 / fastest(lambda: paddle.matmul(x, x)[0, 0].clone().numpy())
 
 
 STEPS = [the_gpu, losses_and_gradients, training, going_on, evaluation, two_gpus, speed]

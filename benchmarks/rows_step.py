@@ -88,7 +88,8 @@ def both_have_a_gpu():
 
 def usable_types():
     """The half types that the GPU computes in."""
-    words = ask("import paddle; print(paddle.amp.is_bfloat16_supported(), paddle.amp.is_float16_supported())")
+    kinds = "gpu.computes_in(paddle, 'bfloat16'), gpu.computes_in(paddle, 'float16')"
+    words = ask(f"import paddle; from runtime import gpu; print({kinds})")
     return [name for name, word in zip(("bfloat16", "float16"), words[-2:]) if word == "True"]
 
 

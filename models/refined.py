@@ -5,6 +5,8 @@ import paddle
 import paddle.nn as nn
 import paddle.nn.functional as F
 
+from runtime import process
+
 
 class Refined(nn.Layer):
     """uint8 RGB [N, H, W, 3] -> embedding of length 1, float [N, D], and mean logits of all views, or None.
@@ -43,12 +45,17 @@ class Refined(nn.Layer):
             if scale != 1:
                 x = resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
             views = [self.network(view) for view in ([x, x.flip(axis=[2])] if self.flip else [x])]
-            sizes.append(sum(F.normalize(embedding, axis=1) for embedding, _ in views))
+            sizes.append(sum(unit(embedding) for embedding, _ in views))
             scores += [logits for _, logits in views if logits is not None]
-        embedding = F.normalize(paddle.concat(sizes, axis=1) if self.join else sum(sizes), axis=1)
+        embedding = unit(paddle.concat(sizes, axis=1) if self.join else sum(sizes))
         if self.whitens:
-            embedding = F.normalize(paddle.matmul(embedding - self.mean, self.matrix), axis=1)
+            embedding = unit(paddle.matmul(embedding - self.mean, self.matrix))
         return embedding, sum(scores) / len(scores) if scores else None
+
+
+def unit(embedding):
+    """At length 1. In float32: under auto_cast, 2.6.2 sums up squares in float16, whose largest number is 65504."""
+    return F.normalize(embedding.astype("float32"), axis=1)
 
 
 def resize(x, height, width):
@@ -57,8 +64,9 @@ def resize(x, height, width):
     As two matrix products: the inference engine of 3.3.1 has no code for F.interpolate.
     """
     full_height, full_width = x.shape[1:3]
-    rows = paddle.matmul(paddle.to_tensor(shares(full_height, height)), x.reshape([-1, full_height, full_width * 3]))
-    return paddle.matmul(paddle.to_tensor(shares(full_width, width)), rows.reshape([-1, height, full_width, 3]))
+    tensor = process.to_device if paddle.in_dynamic_mode() else paddle.to_tensor
+    rows = paddle.matmul(tensor(shares(full_height, height)), x.reshape([-1, full_height, full_width * 3]))
+    return paddle.matmul(tensor(shares(full_width, width)), rows.reshape([-1, height, full_width, 3]))
 
 
 def shares(old, new):

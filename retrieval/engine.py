@@ -45,6 +45,7 @@ from retrieval import exported_run, extraction
 from runtime import gpu, parallel, process
 from utility import UserError
 from weights.imagenet import cache_folder
+from weights.raw import hash_of_arrays
 
 # Tracing, loading and trying a ResNet50 takes 1.5 seconds on two cores; the engine saves 11 ms a picture of 224 x 224.
 # Networks that are faster to trace are for small pictures.
@@ -185,7 +186,7 @@ def lacks(precision):
     if process.on_gpu():
         import paddle
 
-        can = getattr(paddle.amp, f"is_{TYPES[precision]}_supported")()
+        can = gpu.computes_in(paddle, TYPES[precision])
         return "" if can else f"this GPU can't compute in {TYPES[precision]}"
     if precision == "float16":
         return "that is for a GPU"
@@ -377,17 +378,14 @@ def model_key(network, image_shape):
     """
     import paddle
 
-    weights = hashlib.sha256()
-    for name, value in [*network.state_dict().items(), *network.named_buffers()]:
-        array = np.ascontiguousarray(value.numpy())
-        weights.update(f"{name} {array.dtype} {array.shape} ".encode())
-        weights.update(array)
+    tensors = [*network.state_dict().items(), *network.named_buffers()]
+    weights = hash_of_arrays((name, value.numpy()) for name, value in tensors)
     rest = hashlib.sha256(f"{network} {list(image_shape)} {paddle.__version__}".encode())
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     for path in [os.path.abspath(__file__), *sorted(glob.glob(os.path.join(here, "models", "*.py")))]:
         with open(path, "rb") as file:
             rest.update(file.read())
-    return f"{weights.hexdigest()[:16]}_{rest.hexdigest()[:16]}"
+    return f"{weights[:16]}_{rest.hexdigest()[:16]}"
 
 
 def program_file(folder):

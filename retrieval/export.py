@@ -144,7 +144,7 @@ def _write_something(folder):
     with open(path, "wb") as file:
         file.write(bytes(4096))
         file.flush()
-        os.fsync(file.fileno())
+        files.sync(file.fileno())
     os.remove(path)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 
 from utility import UserError
 
@@ -9,17 +10,65 @@ from utility import UserError
 WHEELS = {"cu126": (7.5, 9.0), "cu129": (7.5, 12.1), "cu118": (6.0, 9.0)}
 
 
-def paddle_index(capabilities):
+OLD_DRIVER = 525  # below it a driver runs nothing that was built with CUDA 12
+
+
+def paddle_index(capabilities, driver=""):
     """The address from which pip takes the paddlepaddle-gpu for GPUs of these compute capabilities; "" for none.
 
     Args:
         capabilities: of all GPUs, such as ["7.5", "8.6"]; what else nvidia-smi may print is left out.
+        driver: its version, such as "535.104.05"; "": not known.
     """
+    old = re.match(r"\d+\.", driver) and float(driver.split(".")[0]) < OLD_DRIVER
     found = [float(text) for text in capabilities if re.fullmatch(r"\d+\.\d+", text)]
     for name, (least, newest) in WHEELS.items():
+        if old and name.startswith("cu12"):
+            continue
         if found and least <= min(found) and max(found) <= newest:
             return f"https://www.paddlepaddle.org.cn/packages/stable/{name}/"
     return ""
+
+
+def count(paddle):
+    """How many GPUs paddle finds.
+
+    Raises: UserError where it finds none and nvidia-smi one that nothing hides: its driver is too old, most likely.
+    """
+    try:
+        number = paddle.device.cuda.device_count()
+    except Exception:  # some versions raise for a driver that does not fit, or none
+        number = 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    if number or not re.match(r"[0-9A-Za-z]", visible):  # "" and -1 hide all
+        return number
+    name, capability, driver = (ask_nvidia_smi(what) for what in ("name", "compute_cap", "driver_version"))
+    if not name:
+        return 0
+    index = paddle_index([capability], driver)
+    other = f", or pip install --force-reinstall paddlepaddle-gpu==3.3.1 -i {index}" if index else ""
+    raise UserError(
+        f"nvidia-smi lists a GPU ({name}, driver {driver}), of which paddlepaddle-gpu {paddle.__version__} of CUDA "
+        f"{paddle.version.cuda()} finds none: CUDA 12 needs a driver of {OLD_DRIVER} or newer: install one{other}; "
+        "--use_gpu=False goes on without it"
+    )
+
+
+def ask_nvidia_smi(what):
+    """What nvidia-smi says of the first GPU; "" where there is none, or no nvidia-smi."""
+    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    lines = found.stdout.strip().splitlines()
+    return lines[0].strip() if lines and not found.returncode else ""
+
+
+def computes_in(paddle, kind):
+    """Whether the GPU computes in float16 or bfloat16; under auto_cast, where Paddle asks for more than to have it."""
+    has = getattr(paddle.amp, f"is_{kind}_supported")()
+    return bool(has and paddle.device.cuda.get_device_capability() >= (7, 0))
 
 
 def try_gpu(paddle):
@@ -43,11 +92,12 @@ def try_gpu(paddle):
     except Exception:  # what is wrong is in `why`; this only describes the GPU
         name, capability = "unknown", "unknown"
     index = paddle_index([capability])
-    mend = (
-        f"pip install --force-reinstall paddlepaddle-gpu==3.3.1 -i {index} has all that this GPU needs but its driver"
-        if index
-        else "nvidia-smi says whether its driver works"
-    )
+    mend = "nvidia-smi says whether its driver works"
+    if "out of memory" in why.lower():
+        mend = "other programs have filled it: nvidia-smi names them"
+    elif index:
+        install = f"pip install --force-reinstall paddlepaddle-gpu==3.3.1 -i {index}"
+        mend = f"{install} has all that this GPU needs but its driver"
     raise UserError(
         f"paddlepaddle-gpu {paddle.__version__} can't use the GPU ({name}, compute capability {capability}): {why}; "
         f"{mend}; --use_gpu=False goes on without it"
@@ -67,8 +117,13 @@ def describe(paddle):
 
 
 def first_line(error):
-    """The sentence of an exception that says what was wrong; Paddle's begin with a stack."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "Error: " in line or "Error Message Summary" in line]
-    line = (telling or lines or [type(error).__name__])[0]
+    """The sentence of an exception that says what was wrong; Paddle's begin with a stack, and may have a headline."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
+    headlines = [number for number, line in enumerate(lines, 1) if line.startswith("Error Message Summary")]
+    lines = lines[headlines[-1] :] if headlines else lines
+    telling = [number for number, line in enumerate(lines) if re.search(r"Error:( |$)", line)]
+    lines = lines[telling[0] :] if telling else lines
+    line = (lines or [type(error).__name__])[0]
+    if line.endswith("Error:"):  # what it says is on the next one
+        line = " ".join(lines[:2])
     return line if len(line) <= 200 else f"{line[:200]}..."

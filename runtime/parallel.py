@@ -92,10 +92,10 @@ def fail(message):
         _line.fail(f": {message}", rank())
 
 
-def wait_to_be_ended(seconds=5):
+def wait_to_be_ended():
     """For a process whose collective failed: gives the line the time to find out why, and to end this process."""
     if _line:
-        time.sleep(seconds)
+        time.sleep(5)
 
 
 class Line:
@@ -242,7 +242,7 @@ def from_first(value):
         return value
     import paddle.distributed as dist
 
-    _before_a_collective("a broadcast")
+    meet("a broadcast")  # on GPUs, too: Paddle would wait there in a way that stops this process's other threads
     values = [value]
     dist.broadcast_object_list(values, 0)
     return values[0]
@@ -254,7 +254,7 @@ def gather_objects(value):
         return [value]
     import paddle.distributed as dist
 
-    _before_a_collective("a gathering of objects")
+    meet("a gathering of objects")
     values = []
     dist.all_gather_object(values, value)
     return values

@@ -46,6 +46,12 @@ def run_script(main):
         parallel.end()
         print(plain(error, 2000), file=sys.stderr)
         sys.exit(error.status)
+    except MemoryError as error:
+        message = f"out of memory: {plain(gpu.first_line(error), 300)}"
+        parallel.fail(message)
+        less = "fewer pictures at once need less (--train_batch_size, --test_batch_size, --batch_size)"
+        print(f"error: {message}; {less}", file=sys.stderr)
+        sys.exit(2)
     except RuntimeError:
         # A collective fails where another process has died, which explains it better than a traceback.
         parallel.wait_to_be_ended()
@@ -55,7 +61,7 @@ def run_script(main):
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output (head, less) has gone: not a failure, and nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
@@ -63,6 +69,11 @@ def run_script(main):
         # The disk under the output: not a bug of ours, and no message of ours has reached it.
         print(f"error: {plain(error.filename or 'the output', 1000)}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
+
+
+def _silence(descriptor):
+    """What is written to an open file from now on goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 # Ctrl-C, and what schedulers and lost terminals send (SIGUSR1: Slurm's --signal=USR1@120).
@@ -81,8 +92,18 @@ class Signals:
         try:
             yield
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _silence(sys.stdout.fileno())
             self.number = self.number or signal.SIGPIPE
+
+
+@contextlib.contextmanager
+def even_unread():
+    """The block prints; where the reader of our output (head, less) has gone, what comes after is done all the same."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence(sys.stdout.fileno())
 
 
 def note_signals():
@@ -104,7 +125,7 @@ def note_signals():
         signals.number, first = number, time.time()
         if signal.Signals(number).name == "SIGHUP":
             for descriptor in terminals:  # which are gone: what is said from now on must not end the run
-                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+                _silence(descriptor)
         if parallel.world_size() == 1:
             # The system's own handlers end the process even in the middle of a long computation.
             for other in heeded:
@@ -131,7 +152,7 @@ def cpu_count():
 def cpu_quota(root="/"):
     """CPUs that the control groups of this process allow it at a time; infinite where there are none, or no limit.
 
-    The smallest counts of those of a group and the ones around it: cpu.max, or cpu.cfs_quota_us in version 1.
+    The smallest limit of the group and of the ones around it counts: cpu.max, or cpu.cfs_quota_us in version 1.
 
     Args:
         root: the root of the file system.
@@ -211,7 +232,7 @@ def start_paddle(use_gpu=False, seed=None, deterministic=None):
     whether there is a seed or not. Everything here that Paddle reads only when it is imported is left alone where
     the user has set it.
     """
-    is_first = "paddle" not in sys.modules
+    first_call = "paddle" not in sys.modules
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // parallel.local_world_size())))
     mkl = _mkl_cpu_type()
     if mkl:
@@ -233,8 +254,8 @@ def start_paddle(use_gpu=False, seed=None, deterministic=None):
     warnings.filterwarnings("ignore", message="The input state dict is empty")
 
     built = paddle.is_compiled_with_cuda()
-    on_gpu = use_gpu is not False and built and paddle.device.cuda.device_count() > 0
-    if is_first and not on_gpu and (use_gpu or (use_gpu is None and built)):
+    on_gpu = use_gpu is not False and built and gpu.count(paddle) > 0
+    if first_call and not on_gpu and (use_gpu or (use_gpu is None and built)):
         asked = "--use_gpu=True, but " if use_gpu else ""
         why = "no GPU found" if built else "this paddlepaddle is built for the CPU only"
         print(f"note: {asked}{why}: running on the CPU", file=sys.stderr)
@@ -307,7 +328,7 @@ def amp_type(asked):
     if not on_gpu():
         print("note: --amp works on a GPU only: training in float32")
         return None
-    if not getattr(paddle.amp, f"is_{asked}_supported")():
+    if not gpu.computes_in(paddle, asked):
         other = "float16" if asked == "bfloat16" else "off"
         raise UserError(f"--amp={asked}: this GPU can't compute in {asked}: take --amp={other}")
     return asked

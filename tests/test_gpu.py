@@ -23,11 +23,67 @@ def test_the_wheel_for_all_gpus(capabilities, wheel):
     assert index == (f"https://www.paddlepaddle.org.cn/packages/stable/{wheel}/" if wheel else "")
 
 
+def test_the_wheel_for_an_old_driver():
+    for driver, wheel in (("470.57.02", "cu118"), ("535.104.05", "cu126"), ("", "cu126"), ("N/A", "cu126")):
+        assert f"/{wheel}/" in gpu_check.paddle_index(["8.6"], driver)
+    assert gpu_check.paddle_index(["12.0"], "470.57.02") == ""
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_driver_that_is_too_old(monkeypatch, tmp_path, raises):
+    """Paddle finds no GPU, or raises; nvidia-smi lists one. Where it is hidden, or there is none, nothing is wrong."""
+
+    def device_count():
+        if raises:
+            raise OSError("ExternalError: CUDA error(35)")
+        return 0
+
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text('#!/bin/sh\ncase $1 in *name*) echo "Tesla T4";; *cap*) echo 7.5;; *) echo 470.57.02;; esac\n')
+    smi.chmod(0o755)
+    cuda = types.SimpleNamespace(device_count=device_count)
+    fake = types.SimpleNamespace(device=types.SimpleNamespace(cuda=cuda), __version__="3.3.1")
+    fake.version = types.SimpleNamespace(cuda=lambda: "12.6")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(UserError, match=r"\(Tesla T4, driver 470.57.02\).* of CUDA 12.6 finds none: .*/cu118/; --use"):
+        gpu_check.count(fake)
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert gpu_check.count(fake) == 0
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    smi.write_text("#!/bin/sh\nexit 9\n")
+    assert gpu_check.count(fake) == 0
+    fake.device.cuda.device_count = lambda: 2
+    assert gpu_check.count(fake) == 2
+
+
+def test_the_sentence_of_an_error():
+    stack = "\n----\nC++ Traceback (most recent call last):\n----\n0 paddle::f()\n"
+    told = "ResourceExhaustedError: \n\nOut of memory error on GPU 0.\n\n  [Hint: ...] (at a.cc:1)"
+    for text, wanted in (
+        (
+            f"{stack}\n----\nError Message Summary:\n----\n{told}",
+            "ResourceExhaustedError: Out of memory error on GPU 0.",
+        ),
+        (f"{stack}\nExternalError: CUDA error(209), no kernel.", "ExternalError: CUDA error(209), no kernel."),
+        ("plain", "plain"),
+        ("", "MemoryError"),
+    ):
+        assert gpu_check.first_line(MemoryError(text)) == wanted
+
+
 def test_the_makefile_takes_the_wheel_for_all_gpus(tmp_path):
     """As `make -n` shows it, with a stand-in for nvidia-smi."""
     smi = tmp_path / "nvidia-smi"
-    for capabilities, wanted in (("8.6 9.0", "stable/cu126/"), ("6.1 12.0", "no wheel"), ("", "requirements.txt")):
-        smi.write_text(f"#!/bin/sh\nprintf '%s\\n' {capabilities}\n" if capabilities else "#!/bin/sh\nexit 9\n")
+    for capabilities, driver, wanted in (
+        ("8.6 9.0", "560.35.03", "stable/cu126/"),
+        ("8.6 9.0", "470.57.02", "stable/cu118/"),
+        ("6.1 12.0", "560.35.03", "no wheel"),
+        ("", "", "requirements.txt"),
+    ):
+        answers = f"case $1 in *driver*) echo {driver};; *) printf '%s\\n' {capabilities};; esac"
+        smi.write_text(f"#!/bin/sh\n{answers}\n" if capabilities else "#!/bin/sh\nexit 9\n")
         smi.chmod(0o755)
         result = subprocess.run(
             ["make", "-n", f"VENV={tmp_path}/new", f"{tmp_path}/new/installed"], cwd=ROOT, capture_output=True,
@@ -71,6 +127,7 @@ class StandInGpu:
          "(NVIDIA Something, compute capability 9.0): ExternalError: CUDA error(209), no kernel image.; pip install"),
         (StandInGpu((5, 2), answer=OSError("no kernel image")), "no kernel image; nvidia-smi says whether its driver"),
         (StandInGpu(device_error=RuntimeError("driver is too old")), "driver is too old"),
+        (StandInGpu(answer=MemoryError("Out of memory error on GPU 0")), "on GPU 0; other programs have filled it"),
         (StandInGpu(answer=0.0), "a convolution comes out wrong"),
     ],
 )  # fmt: skip

@@ -31,6 +31,13 @@ def script(code, **options):
         ("print('so far')\nraise UserError('a.txt:3: no label')", 2, "so far\n", "error: a.txt:3: no label\n"),
         ("raise KeyboardInterrupt", 130, "", "interrupted\n"),
         ("sys.exit(7)", 7, "", ""),
+        (
+            "raise MemoryError('Out of memory on GPU 0')",
+            2,
+            "",
+            "error: out of memory: Out of memory on GPU 0; fewer "
+            "pictures at once need less (--train_batch_size, --test_batch_size, --batch_size)\n",
+        ),
     ],
 )
 def test_exit_status(code, status, stdout, stderr):
@@ -51,6 +58,15 @@ def test_ctrl_c():
     assert child.stdout.readline() == "ready\n"
     child.send_signal(signal.SIGINT)
     assert child.communicate() == ("", "interrupted\n") and child.returncode == 130
+
+
+def test_what_comes_after_is_done_although_nobody_reads(tmp_path):
+    block = "with process.even_unread():\n    for i in range(100000):\n        print(i)"
+    child = script(f"sys.stdin.readline()\n{block}\nprint('more')\nopen({str(tmp_path / 'done')!r}, 'w')")
+    child.stdout.close()
+    child.stdin.write("go\n")
+    child.stdin.flush()
+    assert child.stderr.read() == "" and child.wait() == 0 and (tmp_path / "done").exists()
 
 
 @pytest.mark.parametrize("lines", [1, 100000])
@@ -122,12 +138,18 @@ print(paddle.rand([1]).item() == (paddle.seed(3), paddle.rand([1]))[1].item())
 
 
 @pytest.mark.parametrize(
-    ("kind", "supported", "wanted"), [("bfloat16", False, "--amp=float16"), ("float16", True, None)]
+    ("kind", "supported", "capability", "wanted"),
+    [
+        ("bfloat16", False, (7, 5), "--amp=float16"),
+        ("float16", True, (7, 0), None),
+        ("float16", True, (6, 1), "--amp=off"),  # of which auto_cast computes in float32
+    ],
 )
-def test_amp_that_the_gpu_lacks_is_an_error(monkeypatch, kind, supported, wanted):
+def test_amp_that_the_gpu_lacks_is_an_error(monkeypatch, kind, supported, capability, wanted):
     """With a stand-in for the GPU."""
     monkeypatch.setattr(process, "on_gpu", lambda: True)
     monkeypatch.setattr(paddle.amp, f"is_{kind}_supported", lambda: supported)
+    monkeypatch.setattr(paddle.device.cuda, "get_device_capability", lambda: capability)
     if wanted is None:
         assert process.amp_type(kind) == kind
         return

@@ -15,7 +15,7 @@ from training.run_settings import RunSettings
 from utility import UserError
 from weights.checkpoint import checkpoint_name, update_description
 
-# Of a loss scale that halves in each step: such gradients are beyond float16's range without any scale.
+# Below this loss scale gradients overflow float16 even unscaled.
 LEAST_SCALE = 1.0
 
 
@@ -72,8 +72,9 @@ def save_or_stop(job, progress, due, loss):
     Args:
         loss: scalar, of the step before `progress`.
     """
-    # Several processes stop at the same step; on GPUs they ask each other at log lines only.
-    signal = parallel.largest(job.signals.number) if due.look or parallel.world_size() == 1 else 0
+    # Several processes stop at the same step; on GPUs they ask each other at log lines and at every tenth step.
+    asks = due.look or parallel.world_size() == 1 or progress.step % 10 == 0
+    signal = parallel.largest(job.signals.number) if asks else 0
     if progress.step == progress.steps or not (due.save or signal):
         return
     if not due.look:
