@@ -72,13 +72,12 @@ def main():
     parser = build_parser()
     args, typed = utility.parse_typed(parser)
     flags, train_data_dir = extraction.lists_of_run(vars(args), typed)
-    args = argparse.Namespace(**protocols.follow(flags, typed))
-    utility.note_idle(idle_flags(vars(args)), typed)
+    own_data_dir, args = args.data_dir, argparse.Namespace(**protocols.follow(flags, typed))
     process.join_early(args.use_gpu, args.seed)
     query = reader.read_list(args.val_list, args.data_dir)
-    gallery = reader.read_list(args.gallery_list, args.data_dir) if args.gallery_list else None
+    gallery = reader.read_list(args.gallery_list, own_data_dir) if args.gallery_list else None
     refinement = utility.fill(refine.Refinement, args)
-    to_learn_from = refine.check_refinement(refinement, args.data_dir, args.on_bad_image)
+    to_learn_from = refine.check_refinement(refinement, own_data_dir, args.on_bad_image)
     trained = reader.read_list(args.train_list, train_data_dir, need_labels=False) if args.train_list else None
     warn_of_other_lists(args.pretrained_model, {"val_list": query, "train_list": trained}, typed)
     check_lists(query, gallery, trained, to_learn_from, args.on_bad_image)
@@ -86,10 +85,10 @@ def main():
     pictures = sum(len(samples.paths) for samples in (query, gallery) if samples)
     more = figures.check_options(utility.fill(figures.Options, args), pictures)
     process.start_paddle(args.use_gpu, args.seed)
+    utility.note_idle(idle_flags(vars(args)), typed)
     opened = extraction.open_network(vars(args), args.pretrained_model, args.allow_partial, args.weights)
     vars(args).update(dataclasses.asdict(opened.settings))
     utility.print_arguments(vars(args), parser)
-
     note_choice(opened, query)
     start = time.time()
     reading = utility.fill(reader.Reading, args)
@@ -101,11 +100,11 @@ def main():
         refinement, opened, network, reading, args.batch_size, to_learn_from, engine.precision_in_use(args.precision)
     )
     head = HeadFigures(head_classes(opened, query, args.head_labels), args.quiet)
-    found = extraction.extract(network, query, reading, args.batch_size, head.add if head.classes is not None else None)
-    found_gallery = extraction.extract(network, gallery, reading, args.batch_size) if gallery else None
+    on_batch, finish = head.add if head.classes is not None else None, refine.finish(whitening)
+    found = extraction.extract(network, query, reading, args.batch_size, on_batch, finish=finish)
+    found_gallery = extraction.extract(network, gallery, reading, args.batch_size, finish=finish) if gallery else None
     if not parallel.is_first():
         return
-    found, found_gallery = (refine.whitened(some, whitening) for some in (found, found_gallery))
     search = searched(query, found, gallery, found_gallery, args.exclude_self)
     measured = figures.measure(search, args.recall_at, more, in_place=True, every_pair=bool(args.report))
     how = opened.refined or refine.in_words(refinement, whitening)
@@ -121,12 +120,14 @@ def main():
     ]
     print_figures(result, how, lines, remarks)
     if args.output_json:
-        flags = {"args": vars(args), **extraction.origin(args.pretrained_model)}
-        write_figures(args.output_json, {**result, **record(measured, query, found, gallery, found_gallery), **flags})
+        about = {"args": vars(args), **extraction.origin(args.pretrained_model)}
+        write_figures(args.output_json, {**result, **record(measured, query, found, gallery, found_gallery), **about})
     if args.report:
         title, log = f"{opened.settings.model} on {query.source}", log_of_run(args.pretrained_model)
         shown = [named(query, found), named(gallery, found_gallery) if gallery else None]
-        report.write(args.report, report.Contents(title, result, lines, measured, *shown, search.own, log))
+        report.write(
+            args.report, report.Contents(title, result, lines, measured, *shown, search.own, log, args.max_pixels)
+        )
 
 
 # The figures that refined features change.
@@ -141,17 +142,18 @@ def idle_flags(flags):
 
 def note_choice(opened, query):
     """Says where the epoch of a checkpoint, extraction.Opened, was chosen by its recall on the queries, Samples."""
-    if opened.chosen_on == reader.fingerprint(query):
+    if reader.is_fingerprint(opened.chosen_on, query):
         print("note: recall on this list chose the epoch of this checkpoint: on classes that chose nothing it is lower")
 
 
 def print_figures(result, how, lines, remarks):
     """Prints figures {name: value}, the lines of figures.lines, and remarks. `how`: refine.in_words."""
-    for name, value in result.items():
-        figure = f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
-        print(figure + (f" ({how})" if how and name.startswith(REFINED) else ""))
-    for line in [*lines, *(f"note: {remark}" for remark in remarks)]:
-        print(line)
+    with process.even_unread():
+        for name, value in result.items():
+            figure = f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
+            print(figure + (f" ({how})" if how and name.startswith(REFINED) else ""))
+        for line in [*lines, *(f"note: {remark}" for remark in remarks)]:
+            print(line)
 
 
 def record(measured, query, found, gallery, found_gallery):
@@ -187,7 +189,7 @@ def write_figures(path, result):
 
 def named(samples, found):
     """features.Gallery of extraction.Features of reader.Samples, with the names of classes where a file has them."""
-    return features.gather(samples, found, reader.read_class_names(samples.source), "", samples.source)
+    return features.gather(samples, found, reader.read_class_names(samples.source), None, samples.source)
 
 
 def log_of_run(pretrained_model):
@@ -203,14 +205,13 @@ def warn_of_other_lists(pretrained_model, lists_read, typed):
         lists_read: {flag: Samples or None}; typed: the names of the flags that were typed.
     """
     state = extraction.description_of(pretrained_model)
-    taken_over = {"train_list"} if typed & {"val_list", "data_dir"} else {"train_list", "val_list"}
-    for flag in sorted(taken_over - typed):
+    for flag in sorted({"train_list", "val_list"} - typed):
         samples, then = lists_read[flag], state.get(flag)
         if then is None or samples is None or samples.labels is None or not parallel.is_first():
             continue
         if flag == "train_list":  # of which train.py knows the classes by their indices
             samples = samples._replace(labels=np.searchsorted(state["labels"], samples.labels))
-        if then not in (reader.fingerprint(samples), reader.fingerprint(samples, components=1)):
+        if not reader.is_fingerprint(then, samples):
             print(f"warning: {samples.source}: not what it was when the run had it as --{flag}", file=sys.stderr)
 
 
@@ -354,7 +355,7 @@ class HeadFigures:
         own = logits[np.arange(len(wanted)), wanted]
         top = logits.max(axis=1)
         loss = top - own + np.log(np.exp(logits - top[:, None]).sum(axis=1))
-        rank = (logits >= own[:, None]).sum(axis=1)  # 1 is best; ties count against the head
+        rank = logits.shape[1] - (logits < own[:, None]).sum(axis=1)  # 1 is best; ties and NaN count against the head
         self.losses.append(loss)
         self.ranks.append(rank)
         if len(self.ranks) % 10 == 1 and not self.quiet:

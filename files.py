@@ -20,7 +20,7 @@ import tempfile
 
 from utility import UserError, say
 
-# What a file system says that can't do something, as against one that is full or broken.
+# Errors of a file system that lacks a feature, not of a full or broken disk.
 CANNOT = {errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EXDEV}
 
 # ---------------------------------------------------------------- read
@@ -269,6 +269,15 @@ def holds(path, content):
     try:
         with open_file(path) as file:
             return os.fstat(file.fileno()).st_size == len(content) and file.read() == content
+    except OSError:
+        return False
+
+
+def starts_with(path, content):
+    """Whether `path` is a file, or a link to one, whose first bytes are these."""
+    try:
+        with open_file(path) as file:
+            return file.read(len(content)) == content
     except OSError:
         return False
 

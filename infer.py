@@ -67,7 +67,6 @@ def build_parser():
 def main():
     parser = build_parser()
     args, typed = utility.parse_typed(parser)
-    utility.note_idle(idle_flags(vars(args)), typed)
     process.join_early(args.use_gpu, args.seed)
     refinement, asked = utility.fill(refine.Refinement, args), utility.fill(search.Search, args)
     check_outputs(args.export_dir, args.feature_file, asked)
@@ -79,6 +78,7 @@ def main():
             lists.check_files(some)
     to_learn_from = refine.check_refinement(refinement, args.data_dir, args.on_bad_image)
     process.start_paddle(args.use_gpu, args.seed)
+    utility.note_idle(idle_flags(vars(args)), typed)
     opened = extraction.open_network(vars(args), args.pretrained_model, args.allow_partial, args.weights)
     vars(args).update(dataclasses.asdict(opened.settings))
     utility.print_arguments(vars(args), parser)
@@ -103,8 +103,7 @@ def main():
 
     def embed(some, on_batch=None):
         """extraction.Features of Samples; None on all ranks but 0."""
-        finish = (lambda rows: refine.whiten(rows, whitening)) if whitening else None
-        return extraction.extract(network, some, reading, args.batch_size, on_batch, finish=finish)
+        return extraction.extract(network, some, reading, args.batch_size, on_batch, finish=refine.finish(whitening))
 
     scores = None if asked.gallery else scores_of(samples, opened)
     if not (scores or asked.gallery or args.feature_file):
@@ -118,7 +117,7 @@ def main():
         queries = features.gather(samples, found, class_names(samples), made_by, "--input")
         if indexed:
             gallery = features.gather(indexed, there, class_names(indexed), made_by, asked.gallery)
-        write_results(asked, args.feature_file, queries, gallery)
+        write_results(asked, args.feature_file, queries, gallery, args.max_pixels)
 
 
 def idle_flags(flags):
@@ -185,12 +184,12 @@ def scores_of(samples, opened):
     return None
 
 
-def write_results(asked, feature_file, found, gallery):
+def write_results(asked, feature_file, found, gallery, max_pixels):
     """Writes features, and prints and writes neighbours.
 
     Args:
         asked: search.Search.
-        found: features.Gallery of the pictures; gallery: that they are searched in, or None.
+        found: features.Gallery of the pictures; gallery: that they are searched in, or None; max_pixels: of a picture.
     """
     if gallery:
         features.check_size(gallery, found.features.shape[1])
@@ -200,7 +199,7 @@ def write_results(asked, feature_file, found, gallery):
             own = search.among_themselves(found, asked.top_k)
         features.write(feature_file, found, own)
     if gallery:
-        search.report(asked, found, gallery, search.find(asked, found, gallery))
+        search.report(asked, found, gallery, search.find(asked, found, gallery), max_pixels)
 
 
 def read_input(flags, typed):
@@ -230,7 +229,7 @@ def find_samples(inputs, data_dir):
         parts.append(reader.read_list(path, data_dir, need_labels=False) if is_list else reader.find_images([path]))
     if len(parts) == 1:
         return reader.with_folder_labels(parts[0]) if os.path.isdir(inputs[0]) else parts[0]
-    labelled = all(part.labels is not None for part in parts)
+    labelled = all(part.labels is not None for part in parts) and not clash(parts)
     return reader.Samples(
         [path for part in parts for path in part.paths],
         np.concatenate([part.labels for part in parts]) if labelled else None,
@@ -241,6 +240,19 @@ def find_samples(inputs, data_dir):
             for line in part.lines or [None] * len(part.paths)
         ],
     )
+
+
+def clash(parts):
+    """Says where two lists, Samples, have different classes under one label; -> whether they have."""
+    known = {}
+    for source in [part.source for part in parts if part.source]:
+        for label, name in reader.read_class_names(source).items():
+            first, its_source = known.setdefault(label, (name, source))
+            if name != first:
+                what = f"label {label} is {plain(first)} in {its_source} and {plain(name)} in {source}"
+                print(f"note: {what}: their labels are left out")
+                return True
+    return False
 
 
 class Scores:

@@ -178,9 +178,7 @@ class _Deck:
     def take(self, count):
         """The next images, int64 [count], no two the same."""
         if count > len(self.waiting):
-            fresh = self.rng.permutation(self.images)
-            again = np.isin(fresh, self.waiting)
-            self.waiting = np.concatenate([self.waiting, fresh[~again], fresh[again]])
+            self.waiting = _followed_by(self.waiting, self.rng.permutation(self.images))
         taken, self.waiting = self.waiting[:count], self.waiting[count:]
         self.taken += count
         return taken
@@ -219,12 +217,15 @@ def shuffled_batches(count, batch_size, seed, epoch, num_batches):
     waiting = np.zeros(0, np.int64)
     for _ in range(num_batches):
         if len(waiting) < batch_size:
-            fresh = rng.permutation(count)
-            # No image twice in a batch that spans two shufflings.
-            fresh = np.concatenate([fresh[~np.isin(fresh, waiting)], fresh[np.isin(fresh, waiting)]])
-            waiting = np.concatenate([waiting, fresh])
+            waiting = _followed_by(waiting, rng.permutation(count))
         yield waiting[:batch_size]
         waiting = waiting[batch_size:]
+
+
+def _followed_by(waiting, fresh):
+    """The images that wait and a new shuffling, such that no image is twice in a batch that spans both."""
+    again = np.isin(fresh, waiting)
+    return np.concatenate([waiting, fresh[~again], fresh[again]])
 
 
 def sequential_batches(count, batch_size):

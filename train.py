@@ -6,9 +6,9 @@ On a GPU where there is one:
     python train.py --model=ResNet50 --pretrained_model=imagenet --lr=0.001 \\
         --num_epochs=120 --train_batch_size=20 --model_save_dir=output_triplet
 
-Every epoch is evaluated on --val_list and saved to <model_save_dir>/<model>/<epoch>/; the links `latest` and `best`
-beside it (best recall@1) are what eval.py, infer.py and --checkpoint take. The log goes to stdout and, as one JSON
-object a line, to train_log.jsonl in the same folder.
+Every epoch is saved to <model_save_dir>/<model>/<epoch>/ and, as often as --eval_every says, evaluated on --val_list;
+the links `latest` and `best` beside it (best recall@1) are what eval.py, infer.py and --checkpoint take. The log goes
+to stdout and, as one JSON object a line, to train_log.jsonl in the same folder.
 """
 
 from runtime import packages
@@ -30,13 +30,13 @@ import utility
 import weights
 from retrieval import extraction, metrics
 from runtime import parallel, process
-from training import data, optimizers, run_settings, start
+from training import data, folder, optimizers, run_settings, start
 from training.ema import Average
 from training.job import Job, check_finite, record_recall, save, save_or_stop, shares_each_step, stopped, what_is_due
 from training.log import RunLog, summary
 from training.optimizers import trained_parameters
 from training.parts import Parts, loss_scale
-from training.run import LOG_FILE, Progress, Run, begin_run, prepare_run
+from training.run import LOG_FILE, Progress, Run
 from utility import fill
 
 
@@ -76,7 +76,8 @@ def main():
         fill(data.Lists, args), batching, reading, args.class_dim, begin.labels, begin.checkpoint, settings.evaluates
     )
     args.train_batch_size = lists.batch_size if batching.balanced else args.train_batch_size
-    digests = start.list_digests(lists, begin)
+    digests = data.list_digests(lists)
+    changed = start.compare_lists(begin, lists, digests)
     args.class_dim = args.class_dim or len(lists.classes)
     start.check_alike(vars(args), begin, digests)
 
@@ -100,14 +101,14 @@ def main():
 
     # Where it is kept, and how far it is.
     run = Run(os.path.join(args.model_save_dir, args.model))
-    same = parallel.from_first(parallel.is_first() and prepare_run(run, begin, settings))
+    same = parallel.from_first(parallel.is_first() and folder.prepare_run(run, begin, settings))
     progress = Progress(lists.steps)
     if begin.before:
-        progress = start.restore(run, begin, lists, parts, same)
+        progress = start.restore(run, begin, lists, parts, same, changed)
         optimizers.report_rate(schedule, progress, begin.before)
     parallel.meet("the checkpoint")  # all have read it
     if parallel.is_first():
-        begin_run(run, begin, settings, progress, same)
+        folder.begin_run(run, begin, settings, progress, same)
     utility.print_arguments(vars(args), parser, f"{os.path.join(run.path, LOG_FILE)} has them")
     parallel.meet("the start")
     description = describe(vars(args), lists, digests, network_settings)
@@ -120,7 +121,7 @@ def describe(flags, lists, digests, settings):
     """What all checkpoints of a run say: its network, data, flags and process.
 
     Args:
-        flags: {name: value}; lists: data.Data; digests: of start.list_digests; settings: models.Settings.
+        flags: {name: value}; lists: data.Data; digests: of data.list_digests; settings: models.Settings.
     """
     names = reader.read_class_names(flags["train_list"])
     return {
@@ -263,7 +264,7 @@ def evaluate(job, epoch, log):
     if found is None:
         return None
     labels = val.labels[found.index]
-    result = metrics.retrieval_metrics(found.features, labels, recall_at=(1, 2, 4, 8), full=False, in_place=True)
+    result = metrics.recall(found.features, labels, in_place=True)
     log.evaluation = seconds = time.time() - begun
     bad = reader.list_bad_images(val, found.bad)
     job.run.log({"epoch": epoch, "eval": result, "sec": seconds, **bad})

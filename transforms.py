@@ -136,10 +136,10 @@ def _webp_size(data):
 
 def _rgb(image):
     """A loaded picture of Pillow's -> uint8 RGB [H, W, 3]; in bands, for Pillow's copies would be as large as it is."""
+    if image.mode != "F" and _number(image, 339, 1) == 2:
+        raise BadImage("signed samples, whose black and white are not known")
     if image.mode[0] in "IF":
         return cv2.cvtColor(_gray(image), cv2.COLOR_GRAY2RGB)
-    if _number(image, 339, 1) == 2:
-        raise BadImage("signed samples, whose black and white are not known")
     rows = max(1, 2**22 // image.width)
     if rows >= image.height:
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
@@ -158,8 +158,6 @@ def _gray(image):
             raise BadImage("float samples beyond 0..1, or NaN: which of them is white is not known")
         gray = np.rint(values * 255).astype(np.uint8)
     else:
-        if _number(image, 339, 1) == 2:
-            raise BadImage("signed samples, whose black and white are not known")
         bits = _number(image, 258, 16)
         if bits == 32:
             values = values.view(np.uint32)
@@ -363,22 +361,22 @@ def color_jitter(image, rng, strength):
     return cv2.addWeighted(image, saturation, gray, 1 - saturation, 0)
 
 
-def random_erasing(image, rng, probability, scale=(0.02, 0.4), ratio=(0.3, 1 / 0.3)):
+def random_erasing(image, rng, probability):
     """Random erasing: a rectangle of the picture gets ImageNet's mean colour. Zhong et al., arXiv 1708.04896.
+
+    The rectangle has 2 to 40 % of the area, and a height of 0.3 to 1/0.3 of its width, drawn log-uniformly. Where ten
+    draws don't fit into the picture, it stays as it is.
 
     Args:
         image: uint8 RGB [H, W, 3]; rng: np.random.Generator; probability: in 0..1.
-        scale: range of the rectangle's share of the area; ratio: range of its height / width, drawn log-uniformly.
-
-    Where ten draws don't fit into the picture, it stays as it is.
     """
     height, width = image.shape[:2]
     if rng.random() >= probability:
         return image
     for _ in range(10):
         area, aspect, top, left = rng.random(4).tolist()
-        area = height * width * (scale[0] + (scale[1] - scale[0]) * area)
-        aspect = ratio[0] * (ratio[1] / ratio[0]) ** aspect
+        area = height * width * (0.02 + 0.38 * area)
+        aspect = 0.3 ** (1 - 2 * aspect)
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < h < height and 0 < w < width:
             top, left = int(top * (height - h + 1)), int(left * (width - w + 1))

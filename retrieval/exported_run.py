@@ -78,7 +78,7 @@ def main():
         raise UserError("not one image could be read")
     if args.output:
         with files.atomic_write(args.output, "wb") as file:
-            np.savez(file, features=np.stack(features), paths=np.array(paths))
+            np.savez(file, features=np.stack(features), paths=np.array(paths), folder=np.array([os.getcwd()]))
         print(f"wrote {len(paths)} features of size {len(features[0])} to {plain(args.output, 1000)}")
 
 
@@ -103,7 +103,7 @@ def read_pictures(paths, description, max_pixels, bad=None):
     return good, np.array(images, np.uint8)
 
 
-_IN_FEATURES = {"features", "paths", "labels", "classes", "made_by"}
+_IN_FEATURES = {"features", "paths", "labels", "classes", "made_by", "folder"}
 
 
 def is_feature_file(path):

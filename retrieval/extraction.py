@@ -17,6 +17,7 @@ from models import Settings
 from retrieval import exported_run, protocols
 from runtime import parallel, process
 from utility import UserError, plain
+from weights import layouts
 from weights.checkpoint import DESCRIPTION, head_was_trained, path_of_run, read_description, resolve
 
 # network: EmbeddingNet, or a function as of `eager` over an exported model; settings: models.Settings as settled;
@@ -76,6 +77,10 @@ def open_network(asked, pretrained_model, allow_partial=False, which=""):
         print(weights.load_weights(network, found, settings.model, head, allow_partial))
     else:
         print(f"note: no --pretrained_model: this {settings.model} has random weights", file=sys.stderr)
+    if found and state is None and found.source.startswith(layouts.OURS):
+        names = ("pooling", "embedding_norm", "test_transform")
+        taken = ", ".join(f"--{name}={getattr(settings, name)}" for name in names)
+        print(f"note: {found.file_name} does not say how it was trained, as a checkpoint's folder does: {taken}")
     network.eval()
     labels = [np.array(state[name], np.int64) if state else None for name in ("labels", "trained_labels")]
     names = (state or {}).get("class_names")
@@ -91,7 +96,8 @@ def idle_flags(flags):
 
 
 def lists_of_run(flags, typed):
-    """The flags with --val_list, --train_list and --data_dir as in the run of the checkpoint, where no list is typed.
+    """The flags with --val_list, --train_list and --data_dir as in the run of the checkpoint, where they are not typed;
+    without the run's --data_dir where --val_list is.
 
     --train_list is None where it is not known or not there.
 
@@ -110,7 +116,7 @@ def lists_of_run(flags, typed):
             value = description["args"].get(name)
             if value and isinstance(value, str):
                 of_run[name] = path_of_run(value, path, description)
-        names = {"train_list"} if typed & {"val_list", "data_dir"} else {"val_list", "train_list", "data_dir"}
+        names = {"train_list"} if "val_list" in typed else {"val_list", "train_list", "data_dir"}
         flags.update({name: of_run[name] for name in (names & set(of_run)) - typed})
         if "train_list" not in typed and not os.path.isfile(flags["train_list"] or ""):
             flags["train_list"] = None
@@ -311,6 +317,7 @@ def _run(run, batches, with_logits):
     """Yields (index, embedding, logits or None, bad) of each batch."""
     begin, end, ahead = run, lambda outputs: outputs, 0
     if isinstance(run, OnGpu):
+        run.most = 0  # of these batches
         begin, end, ahead = lambda image: run.begin(image, with_logits), run.end, 1
     begun = collections.deque()
     for batch in itertools.chain(batches, [None] * ahead):

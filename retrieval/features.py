@@ -1,7 +1,8 @@
 """Files of features: written and read in blocks, so that a million pictures need no second copy in memory.
 
     *.npz      features float32 [N, D] (as they come out of the network: not brought to length 1), paths [N], labels
-               int64 [N] where there are labels; classes, texts "<label> <name>"; made_by, texts as of `made_by`
+               int64 [N] where there are labels; classes, texts "<label> <name>"; made_by, texts as of `made_by`;
+               folder, the one that relative paths count from
     *.csv      a line a picture: path, label, f0, f1 ...
     *.parquet  path, label, vector, neighbours {ids: rows of the file, distances: 1 - cosine}; with pyarrow
 
@@ -11,7 +12,6 @@ An .npz is read as somebody else's: no pickle, nothing compressed, and no more o
 import collections
 import contextlib
 import csv
-import hashlib
 import io
 import math
 import os
@@ -25,6 +25,7 @@ import numpy as np
 import files
 from retrieval import exported_run
 from utility import UserError, plain
+from weights.raw import hash_of_arrays
 
 SUFFIXES = (".npz", ".csv", ".parquet")
 BLOCK_BYTES = 2**24  # that are read or written at once
@@ -91,13 +92,13 @@ def made_by(opened, refinement, whitening, precision):
         return list(opened.made_by)
     settings = opened.settings
     values = {
-        "weights": hash_of_arrays(_tensors(opened.network)),
+        "weights": hash_of_arrays(_tensors(opened.network))[:32],
         **{name: getattr(settings, name) for name in ("model", "pooling", "embedding_norm", "embedding_size")},
         "last_stride": settings.last_stride,
         "image_shape": ",".join(map(str, settings.image_shape)),
         "test_transform": settings.test_transform,
         "view": refinement.views or "the picture",
-        "whitening": hash_of_arrays(enumerate(whitening[:2])) if whitening else "none",
+        "whitening": hash_of_arrays(enumerate(whitening[:2]))[:32] if whitening else "none",
         "precision": precision,
     }
     return [f"{name}={value}" for name, value in values.items()]
@@ -108,16 +109,6 @@ def _tensors(network):
     for name, value in sorted(network.state_dict().items()):
         if not name.startswith("head."):
             yield name, value.numpy()
-
-
-def hash_of_arrays(items):
-    """A digest of (name, array)s: their names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, array in items:
-        array = np.ascontiguousarray(array)
-        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-        digest.update(array)
-    return digest.hexdigest()[:32]
 
 
 def check_made_by(source, there, here, way_out=None):
@@ -186,7 +177,7 @@ def write(path, gallery, neighbours=None):
     """Writes a Gallery to a file of the kind that its name ends in.
 
     Args:
-        neighbours: search.Neighbours of its own rows, for a .parquet; or None.
+        neighbours: neighbours.Neighbours of its own rows, for a .parquet; or None.
     """
     if path.endswith(".csv"):
         _write_csv(path, gallery)
@@ -199,7 +190,8 @@ def write(path, gallery, neighbours=None):
 
 
 def _write_npz(path, gallery):
-    arrays = {"features": gallery.features, "paths": gallery.paths, "labels": gallery.labels}
+    folder = np.array([os.getcwd()], object)
+    arrays = {"features": gallery.features, "paths": gallery.paths, "labels": gallery.labels, "folder": folder}
     if gallery.made_by:
         arrays["made_by"] = np.array(gallery.made_by)
     if gallery.labels is not None and gallery.classes is not None and len(gallery.classes):
@@ -336,6 +328,26 @@ class Stored:
         return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
 
 
+class Reached:
+    """Stored paths, of which relative ones count from `folder`, as they are reached from this process's folder."""
+
+    def __init__(self, stored, folder):
+        self.stored, self.folder = stored, folder
+
+    def __len__(self):
+        return len(self.stored)
+
+    def __getitem__(self, rows):
+        paths = self.stored[rows].tolist()
+        there = [path if os.path.isabs(path) else os.path.relpath(os.path.join(self.folder, path)) for path in paths]
+        return np.array(there, object)
+
+
+def reached(paths, folder):
+    """Stored paths that count from `folder`: as they are where that is this process's, or is not there."""
+    return paths if folder == os.getcwd() or not os.path.isdir(folder) else Reached(paths, folder)
+
+
 class _Limited:
     """A file of which zipfile, that reads the table of an archive as a whole, gets no more than MOST_TABLE at once."""
 
@@ -363,6 +375,8 @@ def open_features(path, need=("features", "paths")):
         made = arrays.get("made_by")
         if made is not None and len(made) * made.row_bytes > MOST_MADE_BY:
             raise ValueError("made_by is too long")
+        if "paths" in arrays and "folder" in arrays:
+            arrays["paths"] = reached(arrays["paths"], "".join(arrays["folder"][:1]))
         return Gallery(
             *(arrays.get(name) for name in ("features", "paths", "labels", "classes")),
             None if made is None else made[:].tolist(),
@@ -376,7 +390,8 @@ def open_features(path, need=("features", "paths")):
 
 
 # What an .npz of features may hold: kinds of type and dimensions.
-_ARRAYS = {"features": ("f", 2), "paths": ("U", 1), "labels": ("iu", 1), "classes": ("U", 1), "made_by": ("U", 1)}
+_TEXTS = dict.fromkeys(("paths", "classes", "made_by", "folder"), ("U", 1))
+_ARRAYS = {"features": ("f", 2), "labels": ("iu", 1), **_TEXTS}
 
 
 def _stored_arrays(file, source, need):

@@ -1,6 +1,6 @@
 """Better features from the same weights: mirrored pictures, several sizes, whitening.
 
-    found = refined(network, refinement) in the place of the network, then whiten(features, whitening)
+    found = refined(network, refinement) in the place of the network, then whiten(whitening, features)
 
 Each uses the picture itself and, for whitening, the training pictures; none looks at the other pictures of the test.
 Whitening is a principal component analysis of the training features v at length 1, whose components are divided by a
@@ -14,6 +14,7 @@ and Chum, Negative evidences and co-occurrences in image retrieval, ECCV 2012. I
 
 import collections
 import dataclasses
+import functools
 import os
 import zipfile
 
@@ -131,7 +132,8 @@ def check_refinement(refinement, data_dir, on_bad_image):
 
 
 def find_whitening(refinement, opened, network, reading, batch_size, samples, precision):
-    """The Whitening that --whiten means, saved where asked; None without it, and on all ranks but 0.
+    """The Whitening that --whiten means, saved where asked; None without it. One that is learned here is that of rank
+    0 alone, which alone whitens: the others have None.
 
     Args:
         opened: extraction.Opened; network: what is to be whitened, made of it by `refined` or engine.prepare.
@@ -231,17 +233,15 @@ def learn(features, size, power, source):
     return mean.astype(np.float32), matrix.astype(np.float32)
 
 
-def whitened(found, whitening):
-    """extraction.Features with their features whitened; None stays None."""
-    return found and found._replace(features=whiten(found.features, whitening))
+def finish(whitening):
+    """What extraction.extract makes of each batch's features; None without a Whitening."""
+    return whitening and functools.partial(whiten, whitening)
 
 
-def whiten(features, whitening, source="--whiten"):
-    """features float [N, D] -> float32 [N, K] of length 1; as they are for None."""
-    if whitening is None:
-        return features
+def whiten(whitening, features):
+    """features float [N, D] -> float32 [N, K] of length 1. Raises: UserError where D is not the Whitening's."""
     if features.shape[1] != len(whitening.mean):
-        raise UserError(f"{source}: of features of size {len(whitening.mean)}, these have {features.shape[1]}")
+        raise UserError(f"--whiten: of features of size {len(whitening.mean)}, these have {features.shape[1]}")
     x = _unit(np.asarray(features, np.float32)) - whitening.mean
     return _unit(x @ whitening.matrix)
 
@@ -251,7 +251,7 @@ def _unit(x):
 
 
 def in_words(refinement, whitening):
-    """What was made of the features, for figures: "flip, whitened to 1024 (power 0.25)"; "" for nothing."""
+    """What was made of the features, for figures: "flip, whitened to 1024 by whiten.npz"; "" for nothing."""
     words = [refinement.views] if refinement.views else []
     if whitening:
         words.append(f"whitened to {whitening.matrix.shape[1]} by {os.path.basename(refinement.whiten)}")

@@ -23,7 +23,6 @@ MOST_ON_MAP = 5000  # pictures
 BINS = 100  # of the histograms
 SEED = 0
 
-START = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<meta name="generator" content="eval.py">\n'
 STYLE = """
 body { max-width: 1100px; margin: 0 auto; padding: 8px; }
 h1 { font-size: 22px; overflow-wrap: anywhere; }
@@ -44,8 +43,9 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 
 # What a page is made of. title: what was measured on what; figures: {name: value} that eval.py prints; lines: of
 # figures.lines; measured: figures.Measured, with all pairs counted; queries, gallery: features.Gallery (gallery: None
-# where the list is its own); own: as of metrics.retrieval_metrics; log: records of the run's log, or None.
-Contents = collections.namedtuple("Contents", "title figures lines measured queries gallery own log")
+# where the list is its own); own: as of figures.Search; log: records of the run's log, or None; max_pixels: of a
+# picture.
+Contents = collections.namedtuple("Contents", "title figures lines measured queries gallery own log max_pixels")
 
 
 def check_report(path):
@@ -57,11 +57,7 @@ def check_report(path):
 
 def is_report(path):
     """Whether a file is one that --report has written before."""
-    try:
-        with files.open_file(path) as file:
-            return file.read(len(START)) == START.encode()
-    except OSError:
-        return False
+    return files.starts_with(path, sheet.start("eval.py").encode())
 
 
 def write(path, contents):
@@ -81,7 +77,7 @@ def write(path, contents):
     title = html.escape(plain(contents.title, 1000))
     command = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
     with files.atomic_write(path, "wb") as file, features.text_file(file) as text:
-        text.write(START + sheet.HEAD.format(title=f"Report: {title}", style=sheet.STYLE + STYLE))
+        text.write(sheet.start("eval.py") + sheet.HEAD.format(title=f"Report: {title}", style=sheet.STYLE + STYLE))
         text.write(f"<h1>{title}</h1>\n<pre>python {html.escape(plain(shlex.join(command), 2000))}</pre>\n<nav>\n")
         text.writelines(f'<a href="#{_anchor(name)}">{name}</a>\n' for name in sections)
         text.write("</nav>\n")
@@ -190,7 +186,8 @@ def _queries(contents, rows):
         name = found.name or f"class {found.label}"
         first = f"the first of its class is neighbour {ranked.closer[row] + 1}"
         first = first if ranked.positives[row] else "no other picture of its class"
-        yield sheet.section(found, found.neighbours, [name, first, os.path.basename(found.path)], os.path.basename)
+        lines = [name, first, os.path.basename(found.path)]
+        yield sheet.section(found, found.neighbours, lines, contents.max_pixels, os.path.basename)
 
 
 # ---------------------------------------------------------------- classes

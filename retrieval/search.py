@@ -14,6 +14,7 @@ import numpy as np
 import files
 import lists
 from retrieval import features, index, neighbours, sheet
+from runtime import process
 from utility import UserError, number, plain
 
 # A query with its neighbours, the nearest first. path: str; label: int or None; name: of its class, or ""; neighbours:
@@ -100,7 +101,7 @@ def find(search, queries, gallery):
         most = own.sum(axis=1).max(initial=0)
         if most <= more or k == count:
             break
-        more = int(most) * 2  # there are so many times
+        more = int(most) * 2  # a query's own file is there as often: ask for more
     if own.any():
         several = f"{own.any(axis=1).sum()} of {len(own)} queries are"
         print(f"note: {several} in the gallery themselves: none is a neighbour of its own")
@@ -189,16 +190,17 @@ def near(found, threshold):
 # ---------------------------------------------------------------- what is printed and written
 
 
-def report(search, queries, gallery, result):
+def report(search, queries, gallery, result, max_pixels):
     """Prints the neighbours of each query, a line each with tabs between its fields, and writes --neighbours_file.
 
     Args:
-        queries, gallery: features.Gallery; result: neighbours.Neighbours.
+        queries, gallery: features.Gallery; result: neighbours.Neighbours; max_pixels: of the pictures of a page.
     """
     labelled, single = gallery.labels is not None, len(gallery.features) == 1
-    for found in found_of(queries, gallery, result, by_name=True):
-        for row in _rows(found, search.threshold, single):
-            print("\t".join(plain(field, 1000) for field in (row if labelled else row[:4])))
+    with process.even_unread():
+        for found in found_of(queries, gallery, result, by_name=True):
+            for row in _rows(found, search.threshold, single):
+                print("\t".join(plain(field, 1000) for field in (row if labelled else row[:4])))
     path = search.neighbours_file
     if not path:
         return
@@ -212,7 +214,8 @@ def report(search, queries, gallery, result):
         elif path.endswith(".jsonl"):
             text.writelines(_record(query, search.threshold) for query in found)
         else:
-            sheet.write(text, found, search.threshold)
+            shown = ((query, near(query, search.threshold)) for query in found)
+            sheet.write(text, shown, search.threshold, max_pixels)
     print(f"wrote the neighbours of {len(queries.features)} pictures to {plain(path, 1000)}")
 
 
@@ -251,10 +254,5 @@ def _known(fields, one):
 
 def is_neighbours_file(path):
     """Whether a file is one that --neighbours_file has written before."""
-    starts = {".csv": ",".join(HEAD[:4]), ".jsonl": '{"query": ', ".html": sheet.START}
-    start = starts[os.path.splitext(path)[1]].encode()
-    try:
-        with files.open_file(path) as file:
-            return file.read(len(start)) == start
-    except OSError:
-        return False
+    starts = {".csv": ",".join(HEAD[:4]), ".jsonl": '{"query": ', ".html": sheet.start("infer.py")}
+    return files.starts_with(path, starts[os.path.splitext(path)[1]].encode())

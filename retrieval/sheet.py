@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import html
+import itertools
 
 import cv2
 
@@ -13,7 +14,7 @@ SIDE = 160  # pixels of a picture's longer side
 QUALITY = 80
 THREADS = 4
 
-START = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<meta name="generator" content="infer.py">\n'
+START = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<meta name="generator" content="{script}">\n'
 HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>{style}</style>
@@ -31,35 +32,40 @@ figcaption { font-size: 12px; }
 """
 
 
-def write(text, found, threshold=None):
+def start(script):
+    """How a page begins that `script` has written: by this it is known again."""
+    return START.format(script=script)
+
+
+def write(text, rows, threshold, max_pixels):
     """Writes a page of nothing else.
 
     Args:
         text: an open file.
-        found: iterable of search.Found.
-        threshold: the cosine that neighbours need, or None.
+        rows: iterable of (search.Found, those of its neighbours that are shown).
+        threshold: the cosine that they needed, or None; max_pixels: of the pictures that are read.
     """
-    text.write(START + HEAD.format(title="Nearest pictures", style=STYLE))
+    text.write(start("infer.py") + HEAD.format(title="Nearest pictures", style=STYLE))
     what = "Each row: a picture, then the nearest ones, with their cosines"
     what += "." if threshold is None else f"; those under {threshold:g} are left out."
     what += " Where labels are known: a green frame, whole, for the query's own class, a red one, dashed, for another."
     text.write(f"<p>{what}</p>\n")
-    for query in found:
-        others = [other for other in query.neighbours if threshold is None or other.cosine >= threshold]
-        text.write(section(query, others, ["query", _class(query), query.path]))
+    for query, others in rows:
+        text.write(section(query, others, ["query", _class(query), query.path], max_pixels))
     text.write("</html>\n")
 
 
-def section(query, others, lines, shown=str):
+def section(query, others, lines, max_pixels, shown=str):
     """A row of pictures.
 
     Args:
         query: search.Found; others: those of its neighbours that are shown.
-        lines: texts under the query's picture.
+        lines: texts under the query's picture; max_pixels: of the pictures that are read.
         shown: function(path) -> text, what is shown of a neighbour's path.
     """
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        pictures = list(pool.map(_picture, [query.path, *(other.path for other in others)]))
+        paths = [query.path, *(other.path for other in others)]
+        pictures = list(pool.map(_picture, paths, itertools.repeat(max_pixels)))
     row = [_figure("query", pictures[0], lines)]
     for other, picture in zip(others, pictures[1:]):
         kind = {None: "", True: "same", False: "other"}[other.same]
@@ -78,10 +84,10 @@ def _figure(kind, picture, lines):
     return f'<figure class="{kind}">{picture}<figcaption>{caption}</figcaption></figure>\n'
 
 
-def _picture(path):
+def _picture(path, max_pixels):
     """A small JPEG of a picture as an element of the page, or an empty field where it can't be read."""
     try:
-        image = transforms.load(path)
+        image = transforms.load(path, max_pixels)
     except transforms.BadImage as error:
         return f'<div class="none">{html.escape(plain(error))}</div>'
     height, width = image.shape[:2]

@@ -18,9 +18,10 @@ from conftest import FORKS, ROOT, TINY, draw_birds, read_rows, run
 from test_faults import start as start_run
 from test_faults import wait_for_steps
 
+import eval as evaluation
 import utility
 from retrieval import extraction, metrics
-from training import run_settings
+from training import log, run_settings
 from training.log import RunLog
 from training.run import Progress
 
@@ -187,6 +188,7 @@ def test_data_dir_of_the_run_is_that_of_its_training_list_alone(tmp_path, monkey
             ({"train_list": "mine.txt", "val_list": "v.txt", "data_dir": "d"}, "d"),
         ),
         ({"train_list": "mine.txt"}, ({**of_run, "train_list": "mine.txt"}, str(tmp_path))),
+        ({"data_dir": "d"}, ({**of_run, "data_dir": "d"}, str(tmp_path))),  # of pictures that were moved
     ):
         found, data_dir = extraction.lists_of_run({**flags, **typed}, set(typed))
         names = {name: found[name] for name in of_run}
@@ -300,13 +302,26 @@ def test_flags_without_effect_on_figures(trained, birds):
     assert "--input is given" in run("infer.py", best, "--input", birds.val_list, "--val_list=x").stdout
 
 
+def test_a_logit_that_is_no_number_is_no_hit():
+    head = evaluation.HeadFigures(np.array([0, 1]), quiet=True)
+    head.add(np.array([0, 1]), np.array([[np.nan, 1, 0], [0, 2, 1]], np.float32))
+    assert head.result()["acc1"] == 0.5
+
+
+def test_recalls_of_another_list_are_not_told():
+    first, second = ({"epoch": epoch, "eval": {"recall@1": recall}} for epoch, recall in ((-1, 0.9), (1, 0.5)))
+    lists = [{"args": {"val_list": name}} for name in ("a", "b")]
+    assert log.recalls_by_epoch([lists[0], first, lists[0], second]) == {-1: 0.9, 1: 0.5}
+    assert log.recalls_by_epoch([lists[0], first, lists[1], second]) == {1: 0.5}
+
+
 def test_figures_that_need_a_word():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(6, 4)).astype(np.float32)
     labels = np.array([1, 1, 2, 2, 3, 3])
 
     def words(features, labels, gallery=(None, None)):
-        result = metrics.retrieval_metrics(features, labels, (1,), *gallery)
+        result = metrics.summarise(metrics.rank(features, labels, *gallery), (1,))
         return " | ".join(metrics.remarks(features, labels, result, gallery[1]))
 
     assert words(features, labels) == ""
@@ -438,11 +453,10 @@ def test_missing_packages_are_one_line(script):
 
 
 def test_aliases_are_of_flags_that_exist():
-    import eval
     import infer
     import train
 
-    flags = [{action.dest for action in script.build_parser()._actions} for script in (train, eval, infer)]
+    flags = [{action.dest for action in script.build_parser()._actions} for script in (train, evaluation, infer)]
     assert set(utility.ALIASES.values()) <= set().union(*flags)
     # The name of a flag of one script may be an alias in another, which has the other flag.
     for known in flags:

@@ -21,6 +21,11 @@ def test_auto_finds_the_model_of_its_run(birds, trained, tmp_path):
     run("train.py", *flags, "--num_epochs=1", "--checkpoint=auto")
     out = run("train.py", *flags, "--num_epochs=2", "--checkpoint=auto").stdout
     assert "Pass 1, " in out and "Pass 0, " not in out
+    assert checkpoint.read_description(f"{tmp_path}/ResNet8/1")["args"]["pretrained_model"] == f"{trained}/ResNet8/best"
+    # What started from other weights is another run.
+    flags[-2] = f"--pretrained_model={tmp_path}/ResNet8/0"
+    error = run("train.py", *flags, "--num_epochs=2", "--checkpoint=auto", status=2).stderr
+    assert f"which started from {trained}/ResNet8/best: take another --model_save_dir" in error
 
 
 def test_a_run_that_goes_on_in_another_folder_or_with_other_steps(birds, tmp_path):

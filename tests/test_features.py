@@ -20,7 +20,7 @@ def test_npz_there_and_back(tmp_path, monkeypatch, labelled, block):
     monkeypatch.setattr(features, "BLOCK_BYTES", block)
     gallery, path = a_gallery(labelled=labelled), str(tmp_path / "g.npz")
     features.write(path, gallery)
-    names = ["features", "paths", *(["labels", "classes"] if labelled else []), "made_by"]
+    names = ["features", "paths", *(["labels", "classes"] if labelled else []), "made_by", "folder"]
     with np.load(path) as file:  # as NumPy reads it
         assert sorted(file.files) == sorted(names)
         assert np.array_equal(file["features"], gallery.features) and file["features"].dtype == np.float32
@@ -35,6 +35,20 @@ def test_npz_there_and_back(tmp_path, monkeypatch, labelled, block):
         assert features.class_names(found, {1, -2, 5}) == {1: "One", -2: "a b"}
         odd = gallery._replace(classes=np.array(["--1 x", "1.0 y", "\u0661 z", "-2 b"]))
         assert features.class_names(odd, {1, -1, -2}) == {-2: "b"}
+
+
+def test_paths_are_reached_from_another_folder(tmp_path, monkeypatch):
+    gallery, path = a_gallery(), str(tmp_path / "g.npz")
+    gallery = gallery._replace(paths=np.array(["a/1.jpg", "/b/2.jpg", *gallery.paths[2:]], object))
+    (tmp_path / "made").mkdir()
+    monkeypatch.chdir(tmp_path / "made")
+    features.write(path, gallery)
+    assert features.open_features(path).paths[:2].tolist() == ["a/1.jpg", "/b/2.jpg"]
+    monkeypatch.chdir(tmp_path)
+    found = features.open_features(path)
+    assert found.paths[np.array([1, 0])].tolist() == ["/b/2.jpg", "made/a/1.jpg"] and len(found.paths) == 7
+    os.rmdir(tmp_path / "made")  # on another machine: as they are
+    assert features.open_features(path).paths[:1].tolist() == ["a/1.jpg"]
 
 
 @pytest.mark.parametrize("labelled", [True, False])

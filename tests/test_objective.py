@@ -116,7 +116,7 @@ def test_what_is_missing_is_named(checkout, birds, tmp_path):
     whole = path.read_bytes()
     path.unlink()
     out = train(checkout, birds, tmp_path, *flags, status=2)
-    assert f"error: {path}: " in out and "--force=True starts the objective anew" in out
+    assert f"error: {path}: " in out and "--force=True starts the loss anew" in out
     path.write_bytes(whole)
     out = train(checkout, birds, tmp_path, *flags, "--ring_size=31", status=2)
     assert "another run: --ring_size=31 (was 30)" in out

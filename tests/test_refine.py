@@ -97,7 +97,7 @@ def test_whitening_equals_the_singular_values(count, dimension, power):
     train, x = (rng.normal(size=(n, dimension)) * scales + 0.3 for n in (count, 7))
     for size in (4, 100):
         whitening = Whitening(*refine.learn(train, size, power, "x"), "")
-        found = refine.whiten(x.astype(np.float32), whitening)
+        found = refine.whiten(whitening, x.astype(np.float32))
         wanted = by_hand(train, x, min(size, count - 1, dimension), power)
         assert found.shape == wanted.shape and found.dtype == np.float32
         np.testing.assert_allclose(found @ found.T, wanted @ wanted.T, atol=1e-4)  # whatever the signs
@@ -121,7 +121,7 @@ def test_whitening_that_cannot_be_learned():
         refine.learn(np.ones((1, 3)), 2, 0.5, "x")
     whitening = Whitening(np.zeros(4, np.float32), np.eye(4, dtype=np.float32), "")
     with pytest.raises(UserError, match="of features of size 4, these have 3"):
-        refine.whiten(np.ones((2, 3), np.float32), whitening)
+        refine.whiten(whitening, np.ones((2, 3), np.float32))
 
 
 # ---------------------------------------------------------------- the scripts

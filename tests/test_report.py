@@ -29,7 +29,8 @@ def contents_of(some, labels, paths, gallery=None, gallery_labels=None, log=None
     queries = features.Gallery(some, np.array(paths, object), labels, np.array(classes, object), "", "list.txt")
     others = gallery if gallery is None else queries._replace(features=gallery, labels=gallery_labels)
     lines = figures.lines(measured)
-    return report.Contents("ResNet8 on <list>.txt", measured.figures, lines, measured, queries, others, None, log)
+    title = "ResNet8 on <list>.txt"
+    return report.Contents(title, measured.figures, lines, measured, queries, others, None, log, 10**8)
 
 
 def written(path, contents):

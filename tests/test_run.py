@@ -122,6 +122,22 @@ def test_what_is_in_the_place_of_a_link_is_kept(tmp_path, capsys):
     assert os.readlink(tmp_path / "latest.kept3") == "../elsewhere"
 
 
+def test_what_an_ended_process_has_left_is_deleted(tmp_path):
+    fake_checkpoints(tmp_path, [3], latest=3)
+    for name in ("best.old.tmp17", "4.tmpab12_xyz", "3_2.old.tmp17"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.pdparams").write_text("")
+    for name in (f"{LOG_FILE}.tmpab12_xyz", "latest.tmp17"):
+        (tmp_path / name).write_text("")
+    Run(tmp_path).remove_leftovers()
+    assert sorted(os.listdir(tmp_path)) == ["3", "latest"]
+    # Beside the list of what was set aside, the same half written.
+    Run(tmp_path).set_aside()
+    (tmp_path / "replaced" / ".moved_by_train.tmpab12_xyz").write_text("")
+    Run(tmp_path).remove_set_aside()
+    assert os.listdir(tmp_path) == []
+
+
 def test_what_is_not_known_to_be_ours_is_not_deleted(tmp_path):
     fake_checkpoints(tmp_path, [0, 1, 2, 3], latest=3)
     (tmp_path / "1" / "notes.txt").write_text("")  # something beside our files

@@ -149,7 +149,7 @@ def test_same_seed_same_run_and_a_continued_run_is_the_uninterrupted_one(birds, 
         ["--triplet_mining=semihard", "--pooling=max", "--freeze_bn=True", "--warmup_epochs=0.5"],
         ["--triplet_mining=hard", "--pooling=gem", "--with_mem_opt=True", "--optimizer=adam", "--lr=0.001"],
         ["--triplet_mining=distance", "--embedding_size=16", "--zero_init_residual=True", "--lr_strategy=cosine_decay"],
-        ["--alpha=0", "--total_images=16", "--eval_every=0", "--class_dim=50", "--lr_epochs=1,2"],
+        ["--alpha=0", "--total_images=16", "--eval_every=0", "--class_dim=50", "--lr_epochs=0.5,2"],
     ],
     ids=lambda flags: " ".join(flags[:2])[2:],
 )

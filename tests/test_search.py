@@ -189,7 +189,7 @@ def test_classes_of_two_folders_are_compared_by_name(found, birds, tmp_path):
     assert 'class="same"' not in page and 'class="other"' not in page
 
 
-def test_labels_and_names_of_lists(found, birds, tmp_path):
+def test_labels_and_names_of_lists(found, birds, tmp_path, capsys):
     _, flags = found
     rows = [f"{birds.root}/{row.rsplit(' ', 1)[0]}" for row in read_rows(birds.val_list)[::12]]
     for name, third in (("one", "bee"), ("two", "wasp")):
@@ -197,6 +197,10 @@ def test_labels_and_names_of_lists(found, birds, tmp_path):
         (tmp_path / f"{name}_classes.txt").write_text(f"0 ant\n1 cat\n2 {third}\n")
     one, two = tmp_path / "one_train.txt", tmp_path / "two_train.txt"
     assert infer.class_names(infer.find_samples([str(one)], None)) == {0: "ant", 1: "cat", 2: "bee"}
+    capsys.readouterr()
+    assert infer.find_samples([str(one), str(two)], None).labels is None
+    assert capsys.readouterr().out == f"note: label 2 is bee in {one} and wasp in {two}: their labels are left out\n"
+    (tmp_path / "two_classes.txt").write_text("0 ant\n1 cat\n")
     assert infer.class_names(infer.find_samples([str(one), str(two)], None)) == {0: "ant", 1: "cat"}
     # The labels are those of the gallery, also where its pictures are those of --input.
     lines = lines_of(run_here(*flags, "--top_k=1", "--input", *rows, f"--gallery={one}"))
@@ -294,7 +298,7 @@ def test_a_sheet_escapes_names_and_shows_what_is_missing(tmp_path, birds):
     query = features.Gallery(np.ones((1, 2), np.float32), np.array([str(tmp_path / "q.jpg")]), None, None, None, "")
     gallery = a_gallery(2, 2)._replace(paths=np.array([name, "absent.jpg"], object))
     asked = search.Search(gallery="g", neighbours_file=str(tmp_path / "n.html"))
-    search.report(asked, query, gallery, search.find(asked, query, gallery))
+    search.report(asked, query, gallery, search.find(asked, query, gallery), 10**8)
     page = (tmp_path / "n.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page and "\x1b" not in page
     assert page.count("<img") == 1 and page.count('class="none"') == 2 and "No such file" in page

@@ -48,9 +48,8 @@ class Batching:
         """Whether a batch has samples_each_class pictures of each of its classes."""
         return losses.row(self.loss_name).balanced
 
-    def fills(self, labels):
-        """Whether more classes fill a batch of the images of these labels, int64 [N], where some have fewer than K."""
-        sizes = np.unique(labels, return_counts=True)[1]
+    def fills(self, sizes):
+        """Whether more classes fill a batch, of classes with so many images, int [C], where some have fewer than K."""
         return self.balanced and self.small_classes == "fill" and bool((sizes < self.samples_each_class).any())
 
 
@@ -117,6 +116,11 @@ def load_data(named, batching, reading, class_dim, before=None, checkpoint="", e
     return Data(train._replace(labels=np.searchsorted(classes, train.labels)), val, classes, batch_size, steps)
 
 
+def list_digests(data):
+    """{"train_list": digest, "val_list": digest or None} of the lists of Data."""
+    return {"train_list": reader.fingerprint(data.train), "val_list": data.val and reader.fingerprint(data.val)}
+
+
 def report_sharing(train, val):
     """Says which pictures are twice in a list, and which pictures and classes of the one are in the other.
 
@@ -140,36 +144,31 @@ def report_sharing(train, val):
 def check_batch(train, batching):
     """The images of a step. Raises: UserError where the list can't make such batches."""
     wanted, count = batching.train_batch_size, len(train.paths)
-    batch_size = wanted
-    if not batching.balanced and count < wanted:
-        batch_size = count - count % parallel.world_size() or count
-    if not batching.typed:
-        batch_size = largest_batch(train, batching)
-        if batching.balanced and batch_size < wanted and parallel.is_first():
-            print(f"note: --train_batch_size={batch_size} instead of {wanted}: the list and the flags allow no more")
+    sizes = np.unique(train.labels, return_counts=True)[1]
+    keeps = batching.typed and (batching.balanced or wanted <= count)
+    batch_size = wanted if keeps else largest_batch(sizes, batching)
+    if batching.balanced and batch_size < wanted and parallel.is_first():
+        print(f"note: --train_batch_size={batch_size} instead of {wanted}: the list and the flags allow no more")
     if batch_size % parallel.world_size():
         raise UserError(
             f"a batch of {batch_size} can't be shared evenly by {parallel.world_size()} processes: take a multiple of "
             "that as --train_batch_size, which counts the images of all"
         )
     if batching.balanced:
-        check_classes(
-            np.unique(train.labels, return_counts=True)[1], batch_size, batching, batching.fills(train.labels)
-        )
+        check_classes(sizes, batch_size, batching)
     elif batch_size < wanted and parallel.is_first():
         why = f"the list has {count} images" if count < wanted else f"{parallel.world_size()} processes share them"
         print(f"note: batches of {batch_size}: {why}")
     return batch_size
 
 
-def check_classes(sizes, batch_size, batching, fills):
+def check_classes(sizes, batch_size, batching):
     """Says what becomes of classes of few images. Raises: UserError where such batches can't be made.
 
     Args:
         sizes: images of each class, int [C].
-        fills: Batching.fills of them.
     """
-    k = batching.samples_each_class
+    k, fills = batching.samples_each_class, batching.fills(sizes)
     if fills:
         sampler.check_filling(sizes, batch_size, k)
         what = "more classes fill their place in a batch"
@@ -186,17 +185,20 @@ def check_classes(sizes, batch_size, batching, fills):
         )
 
 
-def largest_batch(train, batching):
+def largest_batch(sizes, batching):
     """The most images of a step, up to train_batch_size, that the list allows and the processes can share.
 
     Where it allows none, train_batch_size, of which an error says why.
+
+    Args:
+        sizes: images of each class, int [C].
     """
     wanted, processes = batching.train_batch_size, parallel.world_size()
     if not batching.balanced:
-        most = min(wanted, len(train.paths))
+        most = min(wanted, int(sizes.sum()))
         return most - most % processes or most
-    k, sizes = batching.samples_each_class, np.unique(train.labels, return_counts=True)[1]
-    classes = sampler.images_to_fill(sizes, k) // k if batching.fills(train.labels) else len(sizes)
+    k = batching.samples_each_class
+    classes = sampler.images_to_fill(sizes, k) // k if batching.fills(sizes) else len(sizes)
     fitting = (n * k for n in range(min(wanted // k, classes), 1, -1) if n * k % processes == 0)
     return next(fitting, wanted)
 
@@ -209,7 +211,8 @@ def training_batches(data, batching, reading, progress):
     """
     labels, seed, epoch = data.train.labels, batching.seed, progress.epoch
     if batching.balanced:
-        draw = sampler.filled_batches if batching.fills(labels) else sampler.class_balanced_batches
+        sizes = np.unique(labels, return_counts=True)[1]
+        draw = sampler.filled_batches if batching.fills(sizes) else sampler.class_balanced_batches
         order = draw(labels, data.batch_size, batching.samples_each_class, seed, epoch, progress.steps)
     else:
         order = sampler.shuffled_batches(len(labels), data.batch_size, seed, epoch, progress.steps)

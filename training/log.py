@@ -8,6 +8,7 @@ import numpy as np
 
 import reader
 from runtime import parallel, process
+from training.run import LOG_FILE
 from utility import UserError, duration
 
 
@@ -116,6 +117,18 @@ def gather_bad(bad):
     return sorted({tuple(picture) for part in parallel.gather_objects(bad) for picture in part})
 
 
+def recalls_by_epoch(records):
+    """{epoch: recall@1} of the records of a log, on the --val_list that the last process of the run had."""
+    found, val_list = {}, None
+    for record in records:
+        now = record["args"].get("val_list") if "args" in record else val_list
+        if now != val_list:
+            found, val_list = {}, now
+        if "eval" in record:
+            found[record["epoch"]] = record["eval"]["recall@1"]
+    return found
+
+
 def accuracy(logits, label, k):
     """The share of labels among the k largest logits."""
     import paddle
@@ -134,8 +147,8 @@ def summary(run, progress, val, seconds):
         seconds: that this process has trained.
     """
     best = os.path.join(run.path, "best" if progress.best else "latest")
-    rows = [f"checkpoint    {best}", f"log           {os.path.join(run.path, 'train_log.jsonl')}"]
-    found = {record["epoch"]: record["eval"]["recall@1"] for record in run.read_log() or [] if "eval" in record}
+    rows = [f"checkpoint    {best}", f"log           {os.path.join(run.path, LOG_FILE)}"]
+    found = recalls_by_epoch(run.read_log() or [])
     names = {-1: "untrained", progress.epoch: f"last, pass {progress.epoch}"}
     if progress.best:
         names[progress.best["epoch"]] = f"best, pass {progress.best['epoch']}"

@@ -108,7 +108,7 @@ def learning_rate(schedule, epoch):
 
 
 def rate_of_step(schedule, epoch, step, steps):
-    """The rate of a step of an epoch with `steps`: that of its start, in the warmup of its end, for the first is 0."""
+    """The learning rate of step `step` of `steps`: that of its start; in the warmup, which begins at 0, its end."""
     return learning_rate(schedule, epoch + (step + (epoch < schedule.warmup_epochs)) / steps)
 
 
@@ -123,13 +123,13 @@ def report_rate(schedule, progress, before):
     earlier = dataclasses.replace(schedule, **{name: before["args"][name] for name in names})
     epoch, step = divmod(progress.epoch * progress.steps + progress.step, progress.steps)
     rate = rate_of_step(schedule, epoch, step, progress.steps)
-    if epoch < schedule.num_epochs and not math.isclose(rate_of_step(earlier, epoch, step, progress.steps), rate):
+    planned = rate_of_step(earlier, epoch, step, progress.steps)
+    if epoch < schedule.num_epochs and not math.isclose(planned, rate):
         last = rate_of_step(earlier, before["epoch"], before["step"] - 1, before["steps"])
-        planned = rate_of_step(earlier, epoch, step, progress.steps)
         print(
             f"note: the learning rate was {last:.6g} at the last step and is {rate:.6g} at the next (before: "
-            f"{planned:.6g}): the schedule is computed anew from --lr, --lr_strategy, --warmup_epochs and "
-            f"--num_epochs={schedule.num_epochs}"
+            f"{planned:.6g}): the schedule is computed anew from --lr, --lr_strategy, --lr_epochs, "
+            f"--warmup_epochs and --num_epochs={schedule.num_epochs}"
         )
 
 

@@ -43,7 +43,7 @@ def loss_scale(scaler):
     return float(np.ravel(scaler.state_dict()["scale"])[0]) if scaler.is_enable() else None
 
 
-def restore(parts, folder, before, optimizer, force):
+def restore_parts(parts, folder, before, optimizer, force):
     """Puts back what the checkpoint in `folder` holds of objective, optimizer and loss scaling. (The network's weights
     are loaded when it is built.)
 
@@ -52,19 +52,26 @@ def restore(parts, folder, before, optimizer, force):
         optimizer: --optimizer; another one than the run's starts anew.
         force: True: what can't be put back starts anew with a note rather than a UserError.
     """
-    load = {"ema": restore_average, "objective": restore_objective, "optimizer": restore_optimizer}
+    tensors = {
+        "ema": parts.average.tensors if parts.average else {},
+        "objective": parts.objective.state_dict(),
+        "optimizer": None,  # Paddle's, whose names are its own
+    }
     if optimizer != before["args"]["optimizer"]:
         print(f"note: {optimizer} starts anew: it can't use the state of {before['args']['optimizer']}")
-        del load["optimizer"]
-    for name, function in load.items():
+        del tensors["optimizer"]
+    for name, own in tensors.items():
         path = os.path.join(folder, PART_FILES[name])
         try:
             check_sum(path, before)
-            function(parts, path)
+            if name == "optimizer":
+                load_optimizer_state(named_parameters(parts), parts.optimizer, weights.read_pickle(path), path)
+            else:
+                put_back(own, path)
         except UserError as error:
             what = {"optimizer": optimizer, "objective": "the loss", "ema": "the average"}[name]
             if not force:
-                raise UserError(f"{error} (--force=True starts the {name} anew)") from None
+                raise UserError(f"{error} (--force=True starts {what} anew)") from None
             print(f"note: {what} starts anew: {plain(error, 1000)}")
     if before.get("scaler") and parts.scaler.is_enable():
         if set(before["scaler"]) != set(parts.scaler.state_dict()):
@@ -73,25 +80,11 @@ def restore(parts, folder, before, optimizer, force):
         parts.scaler.load_state_dict({**before["scaler"], "scale": scale})
 
 
-def restore_optimizer(parts, path):
-    load_optimizer_state(named_parameters(parts), parts.optimizer, weights.read_pickle(path), path)
-
-
-def restore_average(parts, path):
-    """Puts back the average of the weights; it starts with the weights of today where the run had none."""
-    if parts.average:
-        saved = weights.read_pickle(path)
-        check_part(saved, parts.average.tensors, path)
-        for name, here in parts.average.tensors.items():
-            here.set_value(saved[name])
-
-
-def restore_objective(parts, path):
-    """Puts back the parameters and buffers that the loss owns: all of them or, with a UserError, none."""
-    own = parts.objective.state_dict()
-    if not own:
+def put_back(tensors, path):
+    """Gives {name: tensor} the values in the file `path`: all or, with a UserError, none. For {} it reads nothing."""
+    if not tensors:
         return
     saved = weights.read_pickle(path)
-    check_part(saved, own, path)
-    for name, here in own.items():
-        here.set_value(saved[name])
+    check_part(saved, tensors, path)
+    for name, tensor in tensors.items():
+        tensor.set_value(saved[name])

@@ -13,14 +13,14 @@ import re
 
 import files
 from runtime import parallel
-from training import tensorboard
-from utility import UserError, plain
+from utility import UserError
 from weights import checkpoint
 from weights.checkpoint import CONTENT, LEFTOVER, LINKS, checkpoint_name, described_name, position
 
 LOG_FILE = "train_log.jsonl"
 SET_ASIDE, MOVED = "replaced", ".moved_by_train"  # a folder, and the file in it that lists what we have put there
 PROBE = re.compile(r"\.write_test(\.old)?\.tmp\d+")
+OWN_LEFTOVER = re.compile(rf"({re.escape(LOG_FILE)}|{re.escape(MOVED)})\.tmp[a-z0-9_]{{8}}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,13 @@ class Progress:
     best: dict = None  # {"recall@1", "epoch"} of the best epoch so far
     waited: int = 0  # evaluations since then
     bad: tuple = ()  # (index, reason) of the pictures of the epoch that could not be read, until the log has them
+
+    @classmethod
+    def of(cls, description):
+        """That of a checkpoint's description."""
+        known = {"waited": 0, "bad": (), **description}  # which older ones have not
+        known = {field.name: known[field.name] for field in dataclasses.fields(cls)}
+        return cls(**{**known, "bad": tuple(map(tuple, known["bad"]))})
 
     def at_step(self, step, bad=()):
         return dataclasses.replace(self, step=step, bad=bad)
@@ -173,7 +180,7 @@ class Run:
     # ------------------------------------------------------------ starting in the folder of a run
 
     def lock(self):
-        """Keeps other processes out of the folder until this one ends, however it does; once more is no matter.
+        """Locks the folder against other processes until this one ends. A second call does nothing.
 
         Raises: UserError where there is another. On a system or file system without locks a line says so.
         """
@@ -194,7 +201,7 @@ class Run:
         for folder in (self.path, *(os.path.join(self.path, name) for name in self.names())):
             for name in os.listdir(folder):
                 path = os.path.join(folder, name)
-                if not LEFTOVER.fullmatch(name) and not PROBE.fullmatch(name):
+                if not any(kind.fullmatch(name) for kind in (LEFTOVER, OWN_LEFTOVER, PROBE)):
                     continue
                 if os.path.isdir(path) and not os.path.islink(path):
                     files.remove_folder(path, re.compile("[ab]") if PROBE.fullmatch(name) else CONTENT)
@@ -298,7 +305,8 @@ class Run:
         earlier.remove([name for name in (*earlier.names(), *earlier.copied()) if name in moved])
         own = [link for link in LINKS if earlier.read_link(link)]
         own += [LOG_FILE] if earlier.read_log() is not None else []
-        for name in (*(name for name in own if name in moved), MOVED):
+        half_written = filter(OWN_LEFTOVER.fullmatch, os.listdir(aside))
+        for name in (*(name for name in own if name in moved), *half_written, MOVED):
             with contextlib.suppress(OSError):
                 os.remove(os.path.join(aside, name))
         with contextlib.suppress(OSError):  # it holds something of the user's
@@ -323,89 +331,3 @@ def _is_copy(path, other):
     if os.path.islink(other) or not os.path.isdir(other) or sorted(names) != sorted(os.listdir(other)):
         return False
     return filecmp.cmpfiles(path, other, names, shallow=False)[0] == names
-
-
-# ---------------------------------------------------------------- how a run gets its folder
-
-
-def prepare_run(run, start, settings):
-    """Makes sure that `run` may have its folder, and can work in it; -> whether it goes on with the run that is there.
-
-    An earlier run in it is only touched with --checkpoint or --overwrite, and not before `begin_run`.
-
-    Args:
-        settings: RunSettings.
-    """
-    if os.path.isdir(run.path):
-        run.lock()  # before looking, for another process may be about to save
-    above = os.path.realpath(os.path.dirname(os.path.normpath(start.checkpoint)))
-    places = (above, os.path.dirname(os.path.realpath(start.checkpoint)))
-    same = bool(start.before) and os.path.realpath(run.path) in places
-    later = run.later(checkpoint_name(start.before)) if same else []
-    if later and not settings.overwrite:
-        raise UserError(
-            f"{start.checkpoint}: the run has later checkpoints ({', '.join(later)}): --checkpoint=latest goes on from "
-            "the last, --overwrite=True deletes them, another --model_save_dir keeps them"
-        )
-    if (run.names() or run.copied()) and not same and not settings.overwrite:
-        raise UserError(
-            f"{run.path}: holds an earlier run: continue it with --checkpoint=latest, delete it with --overwrite=True, "
-            "or take another --model_save_dir"
-        )
-    check_room(run, settings, same)
-    for line in files.try_folder(run.path):
-        print(f"note: {run.path}: {line}")
-    run.lock()
-    run.remove_leftovers()
-    return same
-
-
-def begin_run(run, start, settings, progress, same):
-    """Makes the changes that the run begins with, when all that may fail has been read.
-
-    Args:
-        progress: Progress, of the checkpoint to go on from.
-        same: what `prepare_run` returned.
-    """
-    if same:
-        run.cut_log(start.before.get("log_bytes"))
-    else:
-        if settings.overwrite:
-            run.set_aside()
-        run.make_way_for_log()
-    copied = {link: described_name(os.path.join(run.path, link)) for link in run.copied()}
-    for link in LINKS:
-        run.make_way(link)
-    if same:
-        for link, name in copied.items():
-            if name in run.names():
-                run.point_at(link, name)
-        name = checkpoint_name(start.before)
-        if name in run.names():
-            run.point_at("latest", name)
-        run.remove(run.later(name))
-        run.remove_dangling()
-    if progress.best and run.has(start.before):
-        run.point_at("best", str(progress.best["epoch"]))
-    if settings.log_to:
-        run.sink = tensorboard.TensorBoard(run.path, progress)
-
-
-def check_room(run, settings, same):
-    """Raises a UserError where something that must stay has a name in the folder that the run will need."""
-    taken = run.in_the_way(settings.num_epochs)
-    if taken:
-        raise UserError(
-            f"{taken[0]}: no checkpoint that was written under this name, where the run will write one: move it, or "
-            "take another --model_save_dir"
-        )
-    for name in run.names():
-        foreign = files.foreign_entry(os.path.join(run.path, name), CONTENT)
-        if foreign:
-            print(f"note: {plain(foreign, 1000)} is not train.py's: the checkpoint that it lies in will not be deleted")
-    path = os.path.realpath(settings.pretrained_model) if settings.pretrained_model else ""
-    if settings.overwrite and not same and path.startswith(os.path.join(os.path.realpath(run.path), "")):
-        raise UserError(
-            f"--pretrained_model={settings.pretrained_model}: lies in the run that --overwrite=True deletes: copy it "
-            "elsewhere, or take another --model_save_dir"
-        )

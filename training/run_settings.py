@@ -79,8 +79,9 @@ def report_idle(flags, typed):
     epochs, loss = flags["num_epochs"], losses.row(flags["loss_name"])
     no_head = not losses.trains_head(flags) and "--alpha=0"
     whole = number_of(epochs, "epoch")
+    starts_from_weights = flags["pretrained_model"] and not flags["checkpoint"]
     why = {
-        "lr_epochs": flags["lr_strategy"] != "piecewise_decay" and f"--lr_strategy={flags['lr_strategy']}",
+        "lr_epochs": idle_lr_epochs(flags),
         "head_scale": flags["head"] != "cosine" and "the head is linear",
         **dict.fromkeys(("label_smoothing", "dropout"), no_head),
         "head_lr_scale": not flags["embedding_size"] and no_head,
@@ -88,8 +89,8 @@ def report_idle(flags, typed):
         "patience": flags["eval_every"] == 0 and "--eval_every=0",
         "test_batch_size": flags["eval_every"] == 0 and not flags["eval_at_start"] and "--eval_every=0",
         "batch_size": flags["train_batch_size"] != flags["batch_size"] and "--train_batch_size overrides it",
-        "weights": not flags["pretrained_model"] and "no --pretrained_model",
-        "allow_partial": not flags["pretrained_model"] and "no --pretrained_model",
+        **dict.fromkeys(("weights", "allow_partial"), not starts_from_weights and "no --pretrained_model"),
+        "eval_at_start": flags["checkpoint"] and "the run has started before",
         "force": not flags["checkpoint"] and "no --checkpoint",
         "memory_start_epoch": flags["memory_start_epoch"] >= epochs and f"after the last of {whole}",
     }
@@ -101,3 +102,11 @@ def report_idle(flags, typed):
     behind = flags["embedding_size"] or flags["pooling"] == "gem" or losses.learns_itself(loss)
     if flags["warmup_head_epochs"] and no_head and not behind:
         print("note: nothing trains in the epochs of --warmup_head_epochs: --alpha=0, and nothing else is new")
+
+
+def idle_lr_epochs(flags):
+    """Why --lr_epochs changes nothing; "" where it does."""
+    if flags["lr_strategy"] != "piecewise_decay":
+        return f"--lr_strategy={flags['lr_strategy']}"
+    over = flags["lr_epochs"] and min(flags["lr_epochs"]) >= flags["num_epochs"]
+    return "all after the last epoch" if over else ""

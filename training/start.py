@@ -1,11 +1,8 @@
 """How a run of train.py starts, or goes on where an earlier process ended."""
 
 import dataclasses
-import hashlib
 import os
 import random
-
-import numpy as np
 
 import losses
 import models
@@ -13,8 +10,8 @@ import reader
 import weights
 from models import Settings
 from runtime import parallel, process
-from training import parts as run_parts
 from training import tensorboard
+from training.parts import restore_parts
 from training.run import LOG_FILE, Progress, Run
 from training.run_settings import RunSettings, note_head, report_idle
 from utility import UserError, check_values, number_of, plain
@@ -29,6 +26,7 @@ from weights.checkpoint import (
     read_description,
     resolve,
 )  # fmt: skip
+from weights.raw import hash_of_arrays
 
 # Another value of one of these makes a continued run another run.
 SAME_RUN = (
@@ -84,8 +82,9 @@ def find_start(flags, typed, parser):
     auto = path == "auto"  # the same command starts a run and goes on with it
     if auto:
         path = find_latest(folder, flags["model"]) or ""
-        flags = {**flags, "pretrained_model": "" if path else flags["pretrained_model"]}
-    if path and flags["pretrained_model"]:
+        if path:
+            check_pretrained_model(flags["pretrained_model"], path)
+    elif path and flags["pretrained_model"]:
         raise UserError("--checkpoint continues a run with its own weights: --pretrained_model has no place beside it")
     if path == "latest":
         path = find_latest(folder, flags["model"])
@@ -100,22 +99,42 @@ def find_start(flags, typed, parser):
             f"--checkpoint={path}: an average, where no run was: start one from it: --pretrained_model={path}"
         )
     start = continue_run({**flags, "checkpoint": resolve(path)}, typed, parser)
-    epochs, progress = start.flags["num_epochs"], read_progress(start.before)
-    settings = RunSettings(epochs, eval_every=start.flags["eval_every"], patience=start.flags["patience"])
-    if settings.is_done(progress) and settings.is_over(progress):
-        if auto:
-            raise process.Stopped(0, f"done before: {start.checkpoint}")
-        if progress.epoch + 1 < epochs:
-            raise UserError(f"{start.checkpoint}: ended by --patience={settings.patience}: a larger one goes on")
-        raise UserError(
-            f"{start.checkpoint}: has all of its {number_of(progress.epoch + 1, 'epoch')}: a larger --num_epochs than "
-            f"{max(epochs, progress.epoch + 1)} goes on"
-        )
-    if progress.epoch >= epochs and progress.step < progress.steps:
-        if auto:
-            raise process.Stopped(0, f"done before: {start.checkpoint}")
-        raise UserError(f"{start.checkpoint}: in the middle of pass {progress.epoch}: a --num_epochs above it goes on")
+    why = nothing_left(start.flags, Progress.of(start.before))
+    if why and auto:
+        raise process.Stopped(0, f"done before: {start.checkpoint}")
+    if why:
+        raise UserError(f"{start.checkpoint}: {why}")
     return start
+
+
+def nothing_left(flags, progress):
+    """Why a run that is as far as `progress` has nothing left to do, and what to change; "" where it has."""
+    epochs, done = flags["num_epochs"], progress.epoch + 1
+    settings = RunSettings(epochs, eval_every=flags["eval_every"], patience=flags["patience"])
+    if progress.epoch >= epochs and progress.step < progress.steps:
+        return f"in the middle of pass {progress.epoch}: a --num_epochs above it goes on"
+    if not (settings.is_done(progress) and settings.is_over(progress)):
+        return ""
+    if done < epochs:
+        return f"ended by --patience={settings.patience}: a larger one goes on"
+    return f"has all of its {number_of(done, 'epoch')}: a larger --num_epochs than {max(epochs, done)} goes on"
+
+
+def check_pretrained_model(typed, path):
+    """Raises a UserError where the run that --checkpoint=auto has found is known to have started from other weights.
+
+    Args:
+        typed: --pretrained_model; path: the run's newest checkpoint.
+    """
+    state = read_description(path, ("args", "settings"))
+    before = state["args"].get("pretrained_model")
+    if not isinstance(before, str) or (not before and state["args"].get("checkpoint")):
+        return  # an older checkpoint of a run that went on did not say
+    if typed != before and os.path.realpath(typed) != os.path.realpath(path_of_run(before, path, state)):
+        raise UserError(
+            f"--pretrained_model={typed}: --checkpoint=auto goes on with {path}, which started from "
+            f"{before or 'random weights'}: take another --model_save_dir, or --overwrite=True without --checkpoint"
+        )
 
 
 def find_latest(folder, model):
@@ -144,14 +163,8 @@ def elsewhere(flags):
     return f"; {plain(found[0], 1000)} is one{other}"
 
 
-def read_progress(description):
-    """The Progress of a checkpoint's description."""
-    known = {"waited": 0, "bad": (), **description}  # which older ones have not
-    known = {field.name: known[field.name] for field in dataclasses.fields(Progress)}
-    return Progress(**{**known, "bad": tuple(map(tuple, known["bad"]))})
-
-
 def new_run(flags, typed):
+    """A Start from --pretrained_model, or from nothing. Raises: UserError."""
     flags, found = losses.settle(flags), None
     if flags["pretrained_model"]:
         found = weights.read_weights(
@@ -196,15 +209,8 @@ def continue_run(flags, typed, parser):
     )
     if None in (before.get(name) for name in ("loss_name", "optimizer", "seed")):
         raise UserError(f"{os.path.join(path, DESCRIPTION)}: does not say loss, optimizer and seed of the run")
-    taken = set(before) & set(flags) - typed - set(THIS_PROCESS)  # without flags that are no more
-    if flags["loss_name"] != before["loss_name"] and "loss_name" in typed:
-        taken -= {*losses.FLAGS, "alpha", "loss_lr_scale", "head_lr_scale"}  # each loss has its own
-    # None stands for a default that has been settled by now.
-    taken_over = {name: before[name] for name in taken if before[name] is not None or flags[name] is None}
-    for name in ("train_list", "val_list", "data_dir"):
-        if isinstance(taken_over.get(name), str):
-            taken_over[name] = path_of_run(taken_over[name], path, state)
-    flags = {**flags, **taken_over, **settled_flags(settings)}
+    flags = {**flags, **taken_over(flags, typed, before, path, state), **settled_flags(settings)}
+    flags["pretrained_model"] = before.get("pretrained_model") or ""  # only said: the weights are the checkpoint's
     head = losses.row(flags["loss_name"]).head
     if head not in (None, settings.head):
         raise UserError(
@@ -213,17 +219,8 @@ def continue_run(flags, typed, parser):
         )
     settings = settings.with_classes(flags["class_dim"] or 0)
     if "model_save_dir" not in typed:
-        flags["model_save_dir"] = find_run(path, state)
-    changed = {n: plain(f"--{n}={flags[n]} (was {before[n]})") for n in sorted(typed & set(before) - set(THIS_PROCESS))
-               if flags[n] != before[n]}  # fmt: skip
-    forbidden = [what for name, what in changed.items() if name in SAME_RUN]
-    if forbidden and not flags["force"]:
-        raise UserError(f"{path}: another run: {', '.join(forbidden)}; --force=True continues all the same")
-    if changed:
-        print(f"note: the run goes on with {', '.join(changed.values())}")
-    if before.get("max_pixels", flags["max_pixels"]) != flags["max_pixels"] and "max_pixels" not in typed:
-        was = plain(before["max_pixels"], 50)
-        print(f"note: --max_pixels={flags['max_pixels']}: that of the run before, {was}, only where it is typed")
+        flags["model_save_dir"] = save_dir_of(path, state)
+    check_changes(flags, typed, before, path)
     found = weights.read_weights(path, which="model")
     classes = weights.layer_size(found, "head")
     if classes != settings.class_dim:
@@ -238,6 +235,41 @@ def continue_run(flags, typed, parser):
     return Start(flags, settings, found, path, found.state)
 
 
+def taken_over(flags, typed, before, path, state):
+    """{name: value} of the flags that a continued run takes from the run before.
+
+    Args:
+        before: that run's flags; state: the description of its checkpoint, the folder `path`.
+    """
+    names = set(before) & set(flags) - typed - set(THIS_PROCESS)  # without flags that are no more
+    if flags["loss_name"] != before["loss_name"] and "loss_name" in typed:
+        names -= {*losses.FLAGS, "alpha", "loss_lr_scale", "head_lr_scale"}  # each loss has its own
+    # None stands for a default that has been settled by now.
+    taken = {name: before[name] for name in names if before[name] is not None or flags[name] is None}
+    for name in ("train_list", "val_list", "data_dir"):
+        if isinstance(taken.get(name), str):
+            taken[name] = path_of_run(taken[name], path, state)
+    return taken
+
+
+def check_changes(flags, typed, before, path):
+    """Says which typed flags are others than `before`. Raises: UserError where they make it another run, unless forced.
+
+    Args:
+        flags, before: {name: value}, now and of the run whose checkpoint is the folder `path`.
+    """
+    changed = [name for name in sorted(typed & set(before) - set(THIS_PROCESS)) if flags[name] != before[name]]
+    words = {name: plain(f"--{name}={flags[name]} (was {before[name]})") for name in changed}
+    forbidden = [words[name] for name in changed if name in SAME_RUN]
+    if forbidden and not flags["force"]:
+        raise UserError(f"{path}: another run: {', '.join(forbidden)}; --force=True continues all the same")
+    if changed:
+        print(f"note: the run goes on with {', '.join(words.values())}")
+    if before.get("max_pixels", flags["max_pixels"]) != flags["max_pixels"] and "max_pixels" not in typed:
+        was = plain(before["max_pixels"], 50)
+        print(f"note: --max_pixels={flags['max_pixels']}: that of the run before, {was}, only where it is typed")
+
+
 def check_memory(checkpoint, flags, settings):
     """Raises a UserError where the memory that --memory_size asks for is larger than the one in the checkpoint."""
     path = os.path.join(checkpoint, PART_FILES["objective"])
@@ -248,7 +280,7 @@ def check_memory(checkpoint, flags, settings):
         )
 
 
-def find_run(checkpoint, state):
+def save_dir_of(checkpoint, state):
     """The --model_save_dir of the run that the folder `checkpoint` is in, links followed.
 
     Raises: UserError where it lies anywhere else: nothing is written around a checkpoint that somebody copied.
@@ -268,33 +300,25 @@ def find_run(checkpoint, state):
 # ---------------------------------------------------------------- the same data
 
 
-def list_digests(data, start):
-    """{"train_list": digest, "val_list": digest or None} of the lists.
+def compare_lists(start, data, digests):
+    """Which of train_list and val_list are not those that the run to go on with had: [name].
 
-    Raises: UserError where the training list is not that of the run to go on with.
+    Args:
+        data: training.data.Data; digests: {name: digest} of its lists.
+
+    Raises: UserError where the training list is another, and --force is not given.
     """
-    digests = {name: reader.fingerprint(samples) if samples else None for name, samples in named_lists(data)}
-    if start.before and lists_before(data, start)["train_list"] != digests["train_list"] and not start.flags["force"]:
+    changed = []
+    for name, samples in (("train_list", data.train), ("val_list", data.val)) if start.before else ():
+        then = start.before.get(name)
+        if then not in (None, digests[name]) and samples and not reader.is_fingerprint(then, samples):
+            changed.append(name)
+    if "train_list" in changed and not start.flags["force"]:
         raise UserError(
             f"{start.flags['train_list']}: not the pictures and labels that the run of {start.checkpoint} had; "
             "--force=True continues all the same"
         )
-    return digests
-
-
-def named_lists(data):
-    return ("train_list", data.train), ("val_list", data.val)
-
-
-def lists_before(data, start):
-    """The digests of the run to go on with; where that has those of older checkpoints, the lists' of today."""
-    before = {}
-    for name, samples in named_lists(data):
-        before[name] = start.before.get(name)
-        now = reader.fingerprint(samples) if samples else None
-        if before[name] is None or (samples and before[name] == reader.fingerprint(samples, components=1)):
-            before[name] = now
-    return before
+    return changed
 
 
 def check_alike(flags, start, digests):
@@ -307,11 +331,7 @@ def check_alike(flags, start, digests):
     own = {*THIS_PROCESS, "data_dir", "train_list", "val_list"}  # each machine may have the lists elsewhere
     facts = {f"--{name}": value for name, value in flags.items() if name not in own}
     facts.update({f"the content of --{name}": value for name, value in digests.items()})
-    digest = hashlib.sha256()
-    for name, value in sorted(start.weights.tensors.items()) if start.weights else ():
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(value))
-    facts["the weights to start from"] = digest.hexdigest()
+    facts["the weights to start from"] = start.weights and hash_of_arrays(sorted(start.weights.tensors.items()))
     facts["the checkpoint to go on from"] = checkpoint_name(start.before) if start.before else None
     first, *others = parallel.gather_objects(facts)
     for rank, other in enumerate(others, 1):
@@ -326,29 +346,29 @@ def check_alike(flags, start, digests):
 # ---------------------------------------------------------------- what the checkpoint holds
 
 
-def restore(run, start, data, parts, same):
+def restore(run, start, data, parts, same, changed):
     """Puts back what the checkpoint holds of objective, optimizer and loss scaling; -> Progress.
 
     Args:
-        same: what `prepare_run` returned.
+        same: what `folder.prepare_run` returned; changed: what `compare_lists` returned.
     """
     before = start.before
-    run_parts.restore(parts, start.checkpoint, before, start.flags["optimizer"], start.flags["force"])
+    restore_parts(parts, start.checkpoint, before, start.flags["optimizer"], start.flags["force"])
     # With --force an epoch may have other steps than the one that was begun: then the next begins.
     done = before["step"] == before["steps"]
     step = data.steps if done else min(before["step"], data.steps)
-    progress = dataclasses.replace(read_progress(before), steps=data.steps, step=step, best=None, waited=0)
-    if lists_before(data, start)["train_list"] != reader.fingerprint(data.train):
+    progress = dataclasses.replace(Progress.of(before), steps=data.steps, step=step, best=None, waited=0)
+    if "train_list" in changed:
         progress = dataclasses.replace(progress, bad=())  # --force: its numbers are of another list
     best = before["best"]
-    if best and data.val and lists_before(data, start)["val_list"] != reader.fingerprint(data.val):
+    if best and "val_list" in changed:
         print("note: another --val_list: what was the best on the old one is forgotten")
         best = None
     there = [checkpoint_name(before)]  # which another folder will have, too
     if same:
         there += [*run.names(), *(described_name(os.path.join(run.path, link)) for link in run.copied())]
     if best and str(best["epoch"]) in there:
-        progress = dataclasses.replace(progress, best=best, waited=read_progress(before).waited)
+        progress = dataclasses.replace(progress, best=best, waited=Progress.of(before).waited)
     elif best:  # in another folder, or deleted since
         where = f"recall@1 {best['recall@1']:.4f} in pass {best['epoch']}"
         print(f"note: the best so far, {where}, is not in {run.path}: the best from here on is kept there")

@@ -9,7 +9,7 @@ from utility import UserError
 
 FOLDER = "tensorboard"  # in the run's
 KINDS = ("tensorboard",)
-# What of a log line is no figure.
+# Fields of a log record that are not plotted.
 COUNTERS = ("epoch", "step")
 
 

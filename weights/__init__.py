@@ -3,14 +3,12 @@
 from utility import boolean
 from weights.load import DESCRIBED, Weights, check_layers, layer_size, load_weights, read_weights
 from weights.pickles import read_pickle
-from weights.places import find_weights
 
 __all__ = [
     "DESCRIBED",
     "Weights",
     "add_weight_arguments",
     "check_layers",
-    "find_weights",
     "layer_size",
     "load_weights",
     "read_pickle",

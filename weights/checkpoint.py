@@ -35,7 +35,7 @@ LINKS = ("latest", "best")
 # What a folder that is one of our checkpoints holds, and nothing else; with what an ended process may leave in it.
 _NAMES = "|".join(re.escape(name) for name in (*PART_FILES.values(), DESCRIPTION))
 CONTENT = re.compile(rf"({_NAMES})(\.tmp(\d+|[a-z0-9_]{{8}}))?")
-LEFTOVER = re.compile(rf"({_NAMES}|latest|best|\d+(_\d+)?(\.old)?)\.tmp(\d+|[a-z0-9_]{{8}})")
+LEFTOVER = re.compile(rf"({_NAMES}|(latest|best|\d+(_\d+)?)(\.old)?)\.tmp(\d+|[a-z0-9_]{{8}})")
 
 
 def write_checkpoint(path, parts, description, make_way):

@@ -14,6 +14,7 @@ import numpy as np
 
 from transforms import MEAN, STD
 
+OURS = "this project"  # the writer of a .pdparams of train.py
 # What a file is: who wrote it, {our name: array}, names without a meaning here, and what a reader should know if the
 # weights turn out not to fit.
 Renamed = collections.namedtuple("Renamed", "writer tensors unused hint")
@@ -162,7 +163,7 @@ def rename(tensors):
     signs = [name for name in tensors if prefix_of_sign(name) == ""]
     if _has(signs, _OWN):
         ours = {name: value for name, value in tensors.items() if _OWN_NAMES.fullmatch(name)}
-        return Renamed("this project", ours, [name for name in tensors if name not in ours], "")
+        return Renamed(OURS, ours, [name for name in tensors if name not in ours], "")
     if _has(signs, _GENERATED):
         return _from_generated(tensors)
     for layout, epsilon in _KERAS.values():

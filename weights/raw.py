@@ -2,6 +2,7 @@
 none of ours."""
 
 import contextlib
+import hashlib
 import math
 import re
 
@@ -87,6 +88,16 @@ def read(path):
     """All bytes of a file. Raises: UserError where it can't be opened or read."""
     with opened(path) as file:
         return file.read()
+
+
+def hash_of_arrays(items):
+    """SHA-256, in hexadecimal, of (name, array)s: their names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, array in items:
+        array = np.ascontiguousarray(array)
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(array)
+    return digest.hexdigest()
 
 
 def array_over(data, dtype, shape):
