@@ -75,7 +75,8 @@ def main():
     own_data_dir, args = args.data_dir, argparse.Namespace(**protocols.follow(flags, typed))
     process.join_early(args.use_gpu, args.seed)
     query = reader.read_list(args.val_list, args.data_dir)
-    gallery = reader.read_list(args.gallery_list, own_data_dir) if args.gallery_list else None
+    gallery_dir = own_data_dir if "gallery_list" in typed else args.data_dir
+    gallery = reader.read_list(args.gallery_list, gallery_dir) if args.gallery_list else None
     refinement = utility.fill(refine.Refinement, args)
     to_learn_from = refine.check_refinement(refinement, own_data_dir, args.on_bad_image)
     trained = reader.read_list(args.train_list, train_data_dir, need_labels=False) if args.train_list else None
@@ -90,8 +91,7 @@ def main():
     vars(args).update(dataclasses.asdict(opened.settings))
     utility.print_arguments(vars(args), parser)
     note_choice(opened, query)
-    start = time.time()
-    reading = utility.fill(reader.Reading, args)
+    start, reading = time.time(), utility.fill(reader.Reading, args)
     network = refine.refined(opened.network, refinement)
     network = engine.prepare(
         network, utility.fill(engine.EngineOptions, args), args.image_shape, pictures, opened.file_name
@@ -211,7 +211,7 @@ def warn_of_other_lists(pretrained_model, lists_read, typed):
             continue
         if flag == "train_list":  # of which train.py knows the classes by their indices
             samples = samples._replace(labels=np.searchsorted(state["labels"], samples.labels))
-        if not reader.is_fingerprint(then, samples):
+        if not reader.is_fingerprint(then, samples, "digests" not in state):
             print(f"warning: {samples.source}: not what it was when the run had it as --{flag}", file=sys.stderr)
 
 

@@ -245,8 +245,9 @@ def find_samples(inputs, data_dir):
 def clash(parts):
     """Says where two lists, Samples, have different classes under one label; -> whether they have."""
     known = {}
-    for source in [part.source for part in parts if part.source]:
-        for label, name in reader.read_class_names(source).items():
+    for part in [part for part in parts if part.source]:
+        names, source = reader.read_class_names(part.source), part.source
+        for label, name in [(label, names[label]) for label in np.unique(part.labels).tolist() if label in names]:
             first, its_source = known.setdefault(label, (name, source))
             if name != first:
                 what = f"label {label} is {plain(first)} in {its_source} and {plain(name)} in {source}"

@@ -270,26 +270,32 @@ def where(samples, index):
     return path if place is None else f"{plain(place, 1000)}: {path}"
 
 
-def fingerprint(samples, components=2):
+DIGESTS = 2  # that `fingerprint` is as it is now, in the description of a checkpoint
+
+
+def fingerprint(samples, components=2, crops=True):
     """A digest of a list in its order: labels, and of each path the last components; the folders above may move.
 
-    The name of a folder of crops (data/boxes.py) counts, too: in it pictures are called as the whole ones are.
-
     Args:
-        components: 2, since names repeat in every class folder (0.jpg, 1.jpg, ...); older checkpoints have 1.
+        components: 2, since names repeat in every class folder (0.jpg, 1.jpg, ...).
+        crops: whether the name of a folder of crops (data/boxes.py) counts, too: in it pictures are called as the whole
+            ones are.
     """
 
     def name(path):
         parts = os.path.normpath(path).split(os.sep)
-        return "/".join([*filter(CROPS.fullmatch, parts[:-components]), *parts[-components:]])
+        above = filter(CROPS.fullmatch, parts[:-components]) if crops else ()
+        return "/".join([*above, *parts[-components:]])
 
     rows = (f"{name(path)} {label}\n" for path, label in zip(samples.paths, samples.labels))
     return hashlib.sha256("".join(rows).encode(errors="surrogateescape")).hexdigest()
 
 
-def is_fingerprint(digest, samples):
-    """Whether `digest` is that of the Samples, as checkpoints of today or older ones have it."""
-    return digest in (fingerprint(samples), fingerprint(samples, components=1))
+def is_fingerprint(digest, samples, early=True):
+    """Whether `digest` is that of the Samples; `early`: or what it was in checkpoints without DIGESTS."""
+    if digest == fingerprint(samples):
+        return True
+    return early and digest in [fingerprint(samples, components, crops=False) for components in (2, 1)]
 
 
 def report_bad_images(samples, bad):

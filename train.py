@@ -127,6 +127,7 @@ def describe(flags, lists, digests, settings):
     return {
         "settings": dataclasses.asdict(settings),
         **digests,
+        "digests": reader.DIGESTS,
         "labels": lists.classes.tolist(),
         "trained_labels": np.unique(lists.classes[lists.train.labels]).tolist(),
         "class_names": [names.get(label, str(label)) for label in lists.classes.tolist()] if names else None,

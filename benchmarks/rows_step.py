@@ -76,7 +76,8 @@ def comparisons(tiny):
 
 def ask(code):
     """What a Python of its own prints, as words; [] where that fails. This process measures nothing itself."""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     return result.stdout.split() if not result.returncode else []
 
 

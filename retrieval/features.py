@@ -329,7 +329,10 @@ class Stored:
 
 
 class Reached:
-    """Stored paths, of which relative ones count from `folder`, as they are reached from this process's folder."""
+    """Stored paths, of which relative ones count from `folder`, as they are reached from this process's folder.
+
+    What is there from here stays as it is: pictures and file may have moved together.
+    """
 
     def __init__(self, stored, folder):
         self.stored, self.folder = stored, folder
@@ -338,9 +341,13 @@ class Reached:
         return len(self.stored)
 
     def __getitem__(self, rows):
-        paths = self.stored[rows].tolist()
-        there = [path if os.path.isabs(path) else os.path.relpath(os.path.join(self.folder, path)) for path in paths]
-        return np.array(there, object)
+        return np.array([self._reach(path) for path in self.stored[rows].tolist()], object)
+
+    def _reach(self, path):
+        with contextlib.suppress(ValueError):  # a name that no file can have
+            if not os.path.isabs(path) and not os.path.exists(path):
+                return os.path.relpath(os.path.join(self.folder, path))
+        return path
 
 
 def reached(paths, folder):

@@ -20,30 +20,36 @@ def paddle_index(capabilities, driver=""):
         capabilities: of all GPUs, such as ["7.5", "8.6"]; what else nvidia-smi may print is left out.
         driver: its version, such as "535.104.05"; "": not known.
     """
-    old = re.match(r"\d+\.", driver) and float(driver.split(".")[0]) < OLD_DRIVER
     found = [float(text) for text in capabilities if re.fullmatch(r"\d+\.\d+", text)]
     for name, (least, newest) in WHEELS.items():
-        if old and name.startswith("cu12"):
+        if is_old(driver) and name.startswith("cu12"):
             continue
         if found and least <= min(found) and max(found) <= newest:
             return f"https://www.paddlepaddle.org.cn/packages/stable/{name}/"
     return ""
 
 
+def is_old(driver):
+    """Whether a version such as "470.57.02" is of a driver that runs nothing of CUDA 12; False where it is none."""
+    number = re.match(r"(\d+)\.", driver)
+    return bool(number) and int(number[1]) < OLD_DRIVER
+
+
 def count(paddle):
     """How many GPUs paddle finds.
 
-    Raises: UserError where it finds none and nvidia-smi one that nothing hides: its driver is too old, most likely.
+    Raises: UserError where it finds none, for the driver of one that nothing hides is too old.
     """
     try:
         number = paddle.device.cuda.device_count()
     except Exception:  # some versions raise for a driver that does not fit, or none
         number = 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    if number or not re.match(r"[0-9A-Za-z]", visible):  # "" and -1 hide all
+    hidden = visible == "NoDevFiles" or not re.match(r"[0-9A-Za-z]", visible)  # the first by Slurm
+    if number or hidden or not paddle.version.cuda().startswith("12"):
         return number
     name, capability, driver = (ask_nvidia_smi(what) for what in ("name", "compute_cap", "driver_version"))
-    if not name:
+    if not is_old(driver):
         return 0
     index = paddle_index([capability], driver)
     other = f", or pip install --force-reinstall paddlepaddle-gpu==3.3.1 -i {index}" if index else ""

@@ -11,7 +11,9 @@ import pytest
 from conftest import TINY, listing, read_rows, run
 from test_faults import start, wait_for_steps
 
+from training import start as training_start
 from training.run import Run
+from utility import UserError
 from weights import checkpoint
 
 
@@ -22,10 +24,34 @@ def test_auto_finds_the_model_of_its_run(birds, trained, tmp_path):
     out = run("train.py", *flags, "--num_epochs=2", "--checkpoint=auto").stdout
     assert "Pass 1, " in out and "Pass 0, " not in out
     assert checkpoint.read_description(f"{tmp_path}/ResNet8/1")["args"]["pretrained_model"] == f"{trained}/ResNet8/best"
-    # What started from other weights is another run.
+    # What started from other weights is another run; what does not say from which goes on.
+    auto = ["--num_epochs=2", "--checkpoint=auto"]
+    assert "done before: " in run("train.py", *flags[:-2], flags[-1], *auto).stderr
     flags[-2] = f"--pretrained_model={tmp_path}/ResNet8/0"
-    error = run("train.py", *flags, "--num_epochs=2", "--checkpoint=auto", status=2).stderr
-    assert f"which started from {trained}/ResNet8/best: take another --model_save_dir" in error
+    error = run("train.py", *flags, *auto, status=2).stderr
+    assert f"which started from {trained}/ResNet8/best: another --model_save_dir" in error
+    assert "done before: " in run("train.py", *flags, *auto, "--force=True").stderr
+
+
+def test_where_a_run_started_from(tmp_path, monkeypatch):
+    """By the path as it is reached from here, whether it ends in .pdparams or not; a copy of what is no more counts."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "w.pdparams").write_text("")
+    state = {"args": {"pretrained_model": "w.pdparams"}, "settings": {"model": "ResNet8"}, "folder": f"{tmp_path}/a"}
+    monkeypatch.setattr(training_start, "read_description", lambda path, needed: state)
+    monkeypatch.chdir(tmp_path)
+    for typed in ("a/w.pdparams", f"{tmp_path}/a/w"):
+        training_start.check_pretrained_model(typed, "run")
+    for typed in ("b/w.pdparams", "", "imagenet"):
+        with pytest.raises(UserError, match=r"which started from w\.pdparams"):
+            training_start.check_pretrained_model(typed, "run")
+    (tmp_path / "a" / "w.pdparams").unlink()
+    training_start.check_pretrained_model("scratch/w.pdparams", "run")
+    state["args"] = {"pretrained_model": "", "checkpoint": "run/0"}
+    training_start.check_pretrained_model("imagenet", "run")  # as runs that went on were described
+    state["digests"] = 2
+    with pytest.raises(UserError, match="which started from random weights"):
+        training_start.check_pretrained_model("imagenet", "run")
 
 
 def test_a_run_that_goes_on_in_another_folder_or_with_other_steps(birds, tmp_path):

@@ -47,6 +47,9 @@ def test_paths_are_reached_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = features.open_features(path)
     assert found.paths[np.array([1, 0])].tolist() == ["/b/2.jpg", "made/a/1.jpg"] and len(found.paths) == 7
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.jpg").write_text("")  # which has moved with the file
+    assert found.paths[:1].tolist() == ["a/1.jpg"]
     os.rmdir(tmp_path / "made")  # on another machine: as they are
     assert features.open_features(path).paths[:1].tolist() == ["a/1.jpg"]
 

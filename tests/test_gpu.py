@@ -39,7 +39,8 @@ def test_a_driver_that_is_too_old(monkeypatch, tmp_path, raises):
         return 0
 
     smi = tmp_path / "nvidia-smi"
-    smi.write_text('#!/bin/sh\ncase $1 in *name*) echo "Tesla T4";; *cap*) echo 7.5;; *) echo 470.57.02;; esac\n')
+    answers = '#!/bin/sh\ncase $1 in *name*) echo "Tesla T4";; *cap*) echo 7.5;; *) echo {};; esac\n'
+    smi.write_text(answers.format("470.57.02"))
     smi.chmod(0o755)
     cuda = types.SimpleNamespace(device_count=device_count)
     fake = types.SimpleNamespace(device=types.SimpleNamespace(cuda=cuda), __version__="3.3.1")
@@ -48,12 +49,16 @@ def test_a_driver_that_is_too_old(monkeypatch, tmp_path, raises):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(UserError, match=r"\(Tesla T4, driver 470.57.02\).* of CUDA 12.6 finds none: .*/cu118/; --use"):
         gpu_check.count(fake)
-    for hidden in ("", "-1"):
+    for hidden in ("", "-1", "NoDevFiles"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert gpu_check.count(fake) == 0
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    smi.write_text("#!/bin/sh\nexit 9\n")
+    fake.version.cuda = lambda: "11.8"
     assert gpu_check.count(fake) == 0
+    fake.version.cuda = lambda: "12.6"
+    for text in (answers.format("550.54"), "#!/bin/sh\nexit 9\n"):  # it is something else, or there is none
+        smi.write_text(text)
+        assert gpu_check.count(fake) == 0
     fake.device.cuda.device_count = lambda: 2
     assert gpu_check.count(fake) == 2
 

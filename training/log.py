@@ -118,10 +118,10 @@ def gather_bad(bad):
 
 
 def recalls_by_epoch(records):
-    """{epoch: recall@1} of the records of a log, on the --val_list that the last process of the run had."""
+    """{epoch: recall@1} of the records of a log, on a list of the name that the last process' --val_list had."""
     found, val_list = {}, None
     for record in records:
-        now = record["args"].get("val_list") if "args" in record else val_list
+        now = os.path.basename(record["args"].get("val_list") or "") if "args" in record else val_list
         if now != val_list:
             found, val_list = {}, now
         if "eval" in record:

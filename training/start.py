@@ -82,7 +82,7 @@ def find_start(flags, typed, parser):
     auto = path == "auto"  # the same command starts a run and goes on with it
     if auto:
         path = find_latest(folder, flags["model"]) or ""
-        if path:
+        if path and "pretrained_model" in typed and not flags["force"]:
             check_pretrained_model(flags["pretrained_model"], path)
     elif path and flags["pretrained_model"]:
         raise UserError("--checkpoint continues a run with its own weights: --pretrained_model has no place beside it")
@@ -128,13 +128,26 @@ def check_pretrained_model(typed, path):
     """
     state = read_description(path, ("args", "settings"))
     before = state["args"].get("pretrained_model")
-    if not isinstance(before, str) or (not before and state["args"].get("checkpoint")):
+    if not isinstance(before, str) or (not before and state["args"].get("checkpoint") and "digests" not in state):
         return  # an older checkpoint of a run that went on did not say
-    if typed != before and os.path.realpath(typed) != os.path.realpath(path_of_run(before, path, state)):
+    there = started_from(path, state)
+    now, then = (os.path.realpath(name.removesuffix(".pdparams")) for name in (typed, there))
+    same_name = os.path.basename(now) == os.path.basename(then)
+    if now != then and (os.path.exists(there) or not same_name):  # else a copy elsewhere, of what is no more
         raise UserError(
             f"--pretrained_model={typed}: --checkpoint=auto goes on with {path}, which started from "
-            f"{before or 'random weights'}: take another --model_save_dir, or --overwrite=True without --checkpoint"
+            f"{before or 'random weights'}: another --model_save_dir starts a run, --force=True goes on all the same"
         )
+
+
+def started_from(path, state):
+    """--pretrained_model of the run of a checkpoint, as it is reached from here; "" for random weights.
+
+    Args:
+        state: the description of the checkpoint, the folder `path`.
+    """
+    before = state["args"].get("pretrained_model") or ""
+    return before if before in ("", "imagenet") else path_of_run(before, path, state)
 
 
 def find_latest(folder, model):
@@ -210,7 +223,7 @@ def continue_run(flags, typed, parser):
     if None in (before.get(name) for name in ("loss_name", "optimizer", "seed")):
         raise UserError(f"{os.path.join(path, DESCRIPTION)}: does not say loss, optimizer and seed of the run")
     flags = {**flags, **taken_over(flags, typed, before, path, state), **settled_flags(settings)}
-    flags["pretrained_model"] = before.get("pretrained_model") or ""  # only said: the weights are the checkpoint's
+    flags["pretrained_model"] = started_from(path, state)  # only said: the weights are the checkpoint's
     head = losses.row(flags["loss_name"]).head
     if head not in (None, settings.head):
         raise UserError(
@@ -311,7 +324,9 @@ def compare_lists(start, data, digests):
     changed = []
     for name, samples in (("train_list", data.train), ("val_list", data.val)) if start.before else ():
         then = start.before.get(name)
-        if then not in (None, digests[name]) and samples and not reader.is_fingerprint(then, samples):
+        if then in (None, digests[name]) or not samples:
+            continue
+        if not reader.is_fingerprint(then, samples, "digests" not in start.before):
             changed.append(name)
     if "train_list" in changed and not start.flags["force"]:
         raise UserError(
