@@ -1,8 +1,9 @@
-"""The peer of recipes/cub200_best.sh: PyTorch and pytorch-metric-learning train the same network on the same pictures,
-as their users would. It only trains; eval.py measures what it wrote, as it does the recipes:
+"""The peer of recipes/cub200_proxyanchor.sh: PyTorch and pytorch-metric-learning train the same network on the same
+pictures, as their users would. It only trains; eval.py measures what it wrote, as it does the recipes:
 
     make .venv-bench/installed
-    .venv-bench/bin/python benchmarks/peer_cub200.py lists/CUB200_train.txt ResNet50_va.pdparams peer.safetensors
+    .venv-bench/bin/python benchmarks/peer_cub200.py lists/CUB200_train.txt ResNet50_va.pdparams peer.safetensors \\
+        --num_epochs=5 --seed=1
     python eval.py --model=ResNet50_va --pretrained_model=peer.safetensors --pooling=max --test_transform=resize \\
         --val_list=lists/CUB200_val.txt --image_shape=3,224,224
 

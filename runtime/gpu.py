@@ -44,11 +44,10 @@ def count(paddle):
         number = paddle.device.cuda.device_count()
     except Exception:  # some versions raise for a driver that does not fit, or none
         number = 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    hidden = visible == "NoDevFiles" or not re.match(r"[0-9A-Za-z]", visible)  # the first by Slurm
-    if number or hidden or not paddle.version.cuda().startswith("12"):
+    name = "" if number else listed()
+    if not name or not paddle.version.cuda().startswith("12"):
         return number
-    name, capability, driver = (ask_nvidia_smi(what) for what in ("name", "compute_cap", "driver_version"))
+    capability, driver = ask_nvidia_smi("compute_cap"), ask_nvidia_smi("driver_version")
     if not is_old(driver):
         return 0
     index = paddle_index([capability], driver)
@@ -58,6 +57,13 @@ def count(paddle):
         f"{paddle.version.cuda()} finds none: CUDA 12 needs a driver of {OLD_DRIVER} or newer: install one{other}; "
         "--use_gpu=False goes on without it"
     )
+
+
+def listed():
+    """The name of the first GPU that nvidia-smi lists; "" where there is none, or CUDA_VISIBLE_DEVICES hides all."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    hidden = visible == "NoDevFiles" or not re.match(r"[0-9A-Za-z]", visible)  # the first by Slurm
+    return "" if hidden else ask_nvidia_smi("name")
 
 
 def ask_nvidia_smi(what):

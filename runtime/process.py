@@ -255,10 +255,12 @@ def start_paddle(use_gpu=False, seed=None, deterministic=None):
 
     built = paddle.is_compiled_with_cuda()
     on_gpu = use_gpu is not False and built and gpu.count(paddle) > 0
-    if first_call and not on_gpu and (use_gpu or (use_gpu is None and built)):
-        asked = "--use_gpu=True, but " if use_gpu else ""
+    if first_call and not on_gpu and use_gpu is not False:
+        asked, name = "--use_gpu=True, but " if use_gpu else "", gpu.listed()
         why = "no GPU found" if built else "this paddlepaddle is built for the CPU only"
-        print(f"note: {asked}{why}: running on the CPU", file=sys.stderr)
+        there = f" (nvidia-smi lists one, {name}: docs/gpu.md)" if name else ""
+        if use_gpu or built or name:
+            print(f"note: {asked}{why}{there}: running on the CPU", file=sys.stderr)
     if not on_gpu:
         paddle.set_device("cpu")
         _keep_freed_memory()

@@ -2,9 +2,11 @@
 
 import os
 import subprocess
+import sys
 import types
 
 import numpy as np
+import paddle
 import pytest
 from conftest import ROOT
 
@@ -61,6 +63,22 @@ def test_a_driver_that_is_too_old(monkeypatch, tmp_path, raises):
         assert gpu_check.count(fake) == 0
     fake.device.cuda.device_count = lambda: 2
     assert gpu_check.count(fake) == 2
+
+
+@pytest.mark.skipif(paddle.is_compiled_with_cuda(), reason="this paddlepaddle is built for GPUs")
+def test_a_build_for_the_cpu_beside_a_gpu_is_said(tmp_path):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho Tesla T4\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    code = "from runtime import process\nprocess.start_paddle({})\nprocess.start_paddle({})"
+    for use_gpu, visible, wanted in (
+        (None, "0", "note: this paddlepaddle is built for the CPU only (nvidia-smi lists one, Tesla T4: docs/gpu.md)"),
+        (None, "-1", ""),
+        (False, "0", ""),
+    ):
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": visible}
+        command = [sys.executable, "-c", code.format(use_gpu, use_gpu)]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
+        assert result.stderr == (f"{wanted}: running on the CPU\n" if wanted else "")
 
 
 def test_the_sentence_of_an_error():

@@ -9,11 +9,12 @@ from conftest import ROOT
 # From the lowest: a module imports what stands below it, and of its own package what makes no circle.
 RANKS = [
     {"utility", "jpeg"},
-    {"files"},
+    {"files", "spelling"},
     {"transforms", "pictures"},
     {"runtime"},
     {"sampler", "models", "losses", "data"},
     {"reader", "weights"},
+    {"lists"},
     {"retrieval", "training"},
     {"train", "eval", "infer", "quickstart"},
 ]
