@@ -13,7 +13,8 @@ def class_balanced_batches(labels, batch_size, samples_each_class, seed, epoch, 
     """Yields `num_batches` index arrays [batch_size]: K images of each of batch_size/K classes.
 
     The classes of a batch are distinct, and so are a class's K images where it has K; smaller classes are drawn with
-    replacement. Over an epoch every image comes about once, so that large classes come more often than small ones.
+    replacement. Over an epoch every image comes about once, so that large classes come more often than small ones (a
+    class of n images gives K x ceil(n / K), some of them twice).
 
     Args:
         labels: int64 [N].

@@ -88,7 +88,7 @@ def main():
     amp = process.amp_type(args.amp)
     network_settings = begin.settings.with_classes(args.class_dim)
     network = network_settings.build(args.dropout)
-    prepare_network(network, begin, args.zero_init_residual, args.with_mem_opt, args.allow_partial)
+    prepare_network(network, begin, lists.classes, args.zero_init_residual, args.with_mem_opt, args.allow_partial)
     freezing = fill(optimizers.Freezing, args, freeze_head=not losses.trains_head(vars(args)))
     freezing.start(network, 0)
     options = {name: getattr(args, name) for name in losses.FLAGS}
@@ -140,15 +140,20 @@ def describe(flags, lists, digests, settings):
 # ---------------------------------------------------------------- what is trained
 
 
-def prepare_network(network, begin, zero_init_residual, with_mem_opt, allow_partial):
-    """Gives an EmbeddingNet the weights that start.Start has."""
+def prepare_network(network, begin, classes, zero_init_residual, with_mem_opt, allow_partial):
+    """Gives an EmbeddingNet the weights that start.Start has; the head only where it is one of these classes, labels
+    int64 [C], as far as that is known."""
     if zero_init_residual:
         network.backbone.zero_init_residual()
     if with_mem_opt:
         network.backbone.use_recompute()
     if begin.weights:
-        head = "must" if begin.before else "fit"
-        print(weights.load_weights(network, begin.weights, begin.settings.model, head, allow_partial))
+        head, found = "must" if begin.before else "fit", begin.weights
+        labels = found.state["labels"] if found.state else None
+        if labels and len(labels) == len(classes) and labels != classes.tolist():
+            found = weights.without_head(found)
+            print(f"note: the head of {found.file_name} is one of other classes: it starts anew")
+        print(weights.load_weights(network, found, begin.settings.model, head, allow_partial))
 
 
 # ---------------------------------------------------------------- training

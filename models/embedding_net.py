@@ -11,7 +11,8 @@ class Pooling(nn.Layer):
     """Feature map [N, C, h, w] -> [N, C].
 
     avg: mean; max: maximum; avg+max: their sum; gem: generalised mean (mean of x^p)^(1/p) with a learned p that
-    starts at 3 (Radenovic et al., arXiv 1711.02512).
+    starts at 3 (Radenovic et al., arXiv 1711.02512) and counts as 1 below 1, and as 6 above: nothing else keeps a high
+    rate from taking it through 0, or to where 1e-6^p is 0 in float32, whose root has no gradient.
     """
 
     def __init__(self, kind):
@@ -34,7 +35,8 @@ class Pooling(nn.Layer):
             return (F.adaptive_avg_pool2d(x, 1) + F.adaptive_max_pool2d(x, 1)).flatten(1)
         # float32 throughout: x^p leaves float16's range early.
         x = x.astype("float32").clip(min=1e-6)
-        return F.adaptive_avg_pool2d(x**self.power, 1).flatten(1) ** (1 / self.power)
+        power = self.power.clip(1.0, 6.0)
+        return F.adaptive_avg_pool2d(x**power, 1).flatten(1) ** (1 / power)
 
 
 class CosineHead(nn.Layer):

@@ -158,6 +158,15 @@ def test_a_checkpoint_outside_a_run_needs_a_place(birds, trained, tmp_path):
     assert {name: after[name] for name in before} == before and "new/ResNet8/1/model.pdparams" in after
 
 
+def test_a_head_of_other_classes_starts_anew(birds, trained, tmp_path):
+    """Of as many; a part of a run's own classes, or those in another order, is no reason."""
+    flags = [*TINY, f"--pretrained_model={trained}/ResNet8/best", "--num_epochs=1", "--eval_every=0"]
+    same = run("train.py", *flags, *birds.lists, f"--model_save_dir={tmp_path}/same").stdout
+    assert "head loaded: 6 classes" in same and "other classes" not in same
+    other = run("train.py", *flags, f"--train_list={birds.val_list}", f"--model_save_dir={tmp_path}/other").stdout
+    assert "is one of other classes: it starts anew" in other and "head starts anew: none there" in other
+
+
 def test_digests_of_before_are_still_read(birds, trained, tmp_path):
     """Digests of base names and class indices."""
     shutil.copytree(trained / "ResNet8", tmp_path / "ResNet8", symlinks=True)
@@ -168,6 +177,7 @@ def test_digests_of_before_are_still_read(birds, trained, tmp_path):
         name, label = row.rsplit(" ", 1)
         digest.update(f"{os.path.basename(name)} {int(label) - 1}\n".encode())  # the class index
     state["train_list"] = digest.hexdigest()
+    del state["digests"]  # which says that they are as today
     path.write_text(json.dumps(state))
     run("train.py", f"--model_save_dir={tmp_path}", "--checkpoint=latest", "--model=ResNet8", "--num_epochs=2")
     assert json.loads((tmp_path / "ResNet8/1/checkpoint.json").read_text())["train_list"] != digest.hexdigest()

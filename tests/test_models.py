@@ -8,7 +8,7 @@ import pytest
 import models
 import weights
 from models.blocks import Conv1x1
-from models.embedding_net import MEAN, STD, EmbeddingNet
+from models.embedding_net import MEAN, STD, EmbeddingNet, Pooling
 from training import optimizers
 from utility import UserError
 
@@ -192,6 +192,20 @@ def test_pooling(kind):
     embedding, logits = network(paddle.to_tensor(image))
     assert logits is None
     close(embedding, wanted.astype(np.float32))
+
+
+@pytest.mark.parametrize("power", [-2.0, 0.0, 0.5, 6.5, 9.0])
+def test_a_power_of_gem_that_has_gone_too_far_counts_as_the_nearest_that_has_not(power):
+    x = np.random.default_rng(0).random((2, 3, 4, 4)).astype(np.float32)
+    x[0, 1] = 0  # a channel that is dead in one picture
+    pool = Pooling("gem")
+    pool.power.set_value(np.array([power], np.float32))
+    taken = min(max(power, 1), 6)
+    wanted = (np.clip(x, 1e-6, None).astype(np.float64) ** taken).mean((2, 3)) ** (1 / taken)
+    y = pool(paddle.to_tensor(x, stop_gradient=False))
+    y.sum().backward()
+    np.testing.assert_allclose(y.numpy(), wanted, rtol=1e-4, atol=1e-7)
+    assert np.isfinite(pool.power.grad.numpy()).all()
 
 
 def test_gem_learns_its_power_and_stands_dead_channels():

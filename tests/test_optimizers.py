@@ -174,3 +174,10 @@ def test_optimizer_state_of_parameters_whose_names_begin_alike():
     named = state_of(network, optimizer)
     kinds = {key.split("/")[1] for key in named}
     assert sorted(named) == sorted(f"{layer}.weight/{kind}" for layer in range(3) for kind in kinds)
+
+
+def test_a_warmup_of_a_part_of_an_epoch():
+    """The steps in it have the rate of their end, those after it of their start."""
+    schedule = optimizers.Schedule(lr=1.0, lr_strategy="cosine_decay", warmup_epochs=0.5, num_epochs=1)
+    found = [optimizers.rate_of_step(schedule, 0, step, 4) for step in range(4)]
+    assert found == pytest.approx([0.5, 1, 1, 0.5])

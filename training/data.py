@@ -105,6 +105,10 @@ def load_data(named, batching, reading, class_dim, before=None, checkpoint="", e
         raise UserError(f"{named.train_list}: one class, and nothing to tell it from: training needs at least two")
     if class_dim and class_dim < len(found):
         raise UserError(f"--class_dim={class_dim} is less than the {len(found)} classes of {named.train_list}")
+    idle = len(classes) - len(found)
+    if idle and "embedding_size" in losses.row(batching.loss_name).needs and parallel.is_first():
+        count = number_of(idle, "class", "classes")
+        print(f"note: {count} that the list does not have: their proxies only push the others' pictures away")
     batch_size = check_batch(train, batching)
     val = reader.read_list(named.val_list, named.data_dir) if evaluates else None
     if reading.on_bad_image == "fail":

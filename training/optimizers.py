@@ -109,7 +109,8 @@ def learning_rate(schedule, epoch):
 
 def rate_of_step(schedule, epoch, step, steps):
     """The learning rate of step `step` of `steps`: that of its start; in the warmup, which begins at 0, its end."""
-    return learning_rate(schedule, epoch + (step + (epoch < schedule.warmup_epochs)) / steps)
+    warms_up = epoch + step / steps < schedule.warmup_epochs
+    return learning_rate(schedule, epoch + (step + warms_up) / steps)
 
 
 def report_rate(schedule, progress, before):

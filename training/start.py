@@ -146,7 +146,8 @@ def started_from(path, state):
     Args:
         state: the description of the checkpoint, the folder `path`.
     """
-    before = state["args"].get("pretrained_model") or ""
+    before = state["args"].get("pretrained_model")
+    before = before if isinstance(before, str) else ""
     return before if before in ("", "imagenet") else path_of_run(before, path, state)
 
 

@@ -1,7 +1,7 @@
 """Weights that somebody has: formats, the names that others give, official files, loading; and our own checkpoint."""
 
 from utility import boolean
-from weights.load import DESCRIBED, Weights, check_layers, layer_size, load_weights, read_weights
+from weights.load import DESCRIBED, Weights, check_layers, layer_size, load_weights, read_weights, without_head
 from weights.pickles import read_pickle
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "load_weights",
     "read_pickle",
     "read_weights",
+    "without_head",
 ]
 
 

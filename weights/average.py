@@ -55,6 +55,11 @@ def read_networks(paths):
     names = list(states[0])
     if not all(_are_alike(one, first) for one in found):
         names = [name for name in names if name.startswith("backbone.")]
+    elif len({one.state["args"].get("seed") for one in found}) > 1:
+        own = [layer for layer in ("embedding", "head") if f"{layer}.weight" in names]
+        if own != ["head"] or checkpoint.head_was_trained(first.state):
+            layers = " and ".join(own)
+            print(f"note: runs of several seeds: their average of what began at random ({layers}) may mean little")
     return states, names, first.state
 
 

@@ -166,6 +166,11 @@ def check_layers(weights, settings):
         inputs = size or inputs
 
 
+def without_head(weights):
+    """Weights without what they have of a head."""
+    return weights._replace(tensors={n: array for n, array in weights.tensors.items() if not n.startswith("head.")})
+
+
 def layer_size(weights, layer):
     """Outputs of the linear layer (embedding or head) in the file, 0 where it has none."""
     return _layer_size(weights.tensors, layer)
