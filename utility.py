@@ -40,7 +40,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are UserErrors that name the flag or the value that was probably meant."""
 
     def parse_known_args(self, words=None, namespace=None):
-        return super().parse_known_args(at_home(words), namespace)
+        return super().parse_known_args(_at_home(words), namespace)
 
     def parse_args(self, words=None, namespace=None):
         found, unknown = self.parse_known_args(words, namespace)
@@ -75,7 +75,7 @@ class _Parser(argparse.ArgumentParser):
         raise argparse.ArgumentError(action, message)
 
 
-def at_home(words=None):
+def _at_home(words):
     """The words of a command line (None: of this one's), --flag=~/path with the home folder in it.
 
     A shell puts it in only where a word begins with ~.
@@ -148,14 +148,9 @@ def parse_typed(parser):
     typed = set(vars(parser.parse_args()))
     for action, default in zip(parser._actions, defaults):
         action.default = default
-    note_repeated()
-    return args, typed
-
-
-def note_repeated():
-    """Says which flags have several different values on the command line."""
     for flag, values in _repeated(sys.argv[1:]).items():
         print(f"note: {flag} is given {len(values)} times: the last, {plain(values[-1])}, counts")
+    return args, typed
 
 
 def _repeated(words):
