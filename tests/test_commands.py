@@ -21,9 +21,10 @@ from test_faults import wait_for_steps
 import eval as evaluation
 import utility
 from retrieval import extraction, metrics
-from training import log, run_settings
+from training import log, run_settings, start
 from training.log import RunLog
 from training.run import Progress
+from utility import UserError
 
 QUICK = [*TINY, "--num_epochs=1"]
 
@@ -291,6 +292,17 @@ def test_flags_without_effect_are_noted(capsys):
         )
         out = capsys.readouterr().out
         assert (noted in out and out.count("note: ") == 1) if noted else out == "", out
+
+
+def test_rest_of_random_weights_is_told(capsys):
+    import train
+
+    parser = train.build_parser()
+    for words, end in (("", ""), ("--freeze_stages=1", ", and --freeze_stages keeps a part of them as they are")):
+        start.new_run(vars(parser.parse_args(["--loss_name=softmax", *words.split()])), set())
+        assert f"training starts from random weights{end}\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--freeze_bn would keep them so"):
+        start.new_run(vars(parser.parse_args(["--zero_init_residual=True", "--freeze_bn=True"])), set())
 
 
 def test_flags_without_effect_on_figures(trained, birds):

@@ -187,14 +187,15 @@ def new_run(flags, typed):
     stored = found.state["settings"] if found and found.state else {}
     settings = Settings.settle(flags, stored, () if flags["allow_partial"] else ("model",))
     flags.update(settled_flags(settings))
+    resting = next((name for name in ("freeze_bn", "freeze_stages") if flags[name]), "")
     if parallel.is_first():
         report_idle(flags, typed)
         note_head(flags)
         if not found:
-            print("note: no --pretrained_model: training starts from random weights")
-    if flags["zero_init_residual"] and not found and (flags["freeze_bn"] or flags["freeze_stages"]):
-        what = "freeze_bn" if flags["freeze_bn"] else "freeze_stages"
-        raise UserError(f"--zero_init_residual=True: blocks start as the identity, and --{what} would keep them there")
+            kept = f", and --{resting} keeps a part of them as they are" if resting else ""
+            print(f"note: no --pretrained_model: training starts from random weights{kept}")
+    if flags["zero_init_residual"] and not found and resting:
+        raise UserError(f"--zero_init_residual=True: blocks start as the identity, and --{resting} would keep them so")
     seed = random.SystemRandom().randrange(2**31) if flags["seed"] is None else flags["seed"]
     return Start({**flags, "seed": seed}, settings, found)
 
