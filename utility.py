@@ -106,13 +106,18 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
             text += f"; one of {', '.join(map(str, action.choices))}"
         if action.default in (None, "", argparse.SUPPRESS) or "%(default)" in text:
             return text  # a default of None or "" is explained by the help text itself
-        return f"{text} (default: %(default)s)"
+        return f"{text} (default: {as_typed(action.default)})"
 
     def _metavar_formatter(self, action, default_metavar):
         if action.metavar is None and (action.choices is None or _has_many_choices(action)):
             short = "NAME" if action.choices else getattr(action.type, "metavar", "...")
             return lambda size: (short,) * size
         return super()._metavar_formatter(action, default_metavar)
+
+
+def as_typed(default):
+    """A default of a flag in the form in which it could be typed."""
+    return ",".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
 
 
 def _has_many_choices(action):

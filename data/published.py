@@ -360,7 +360,7 @@ def write(folder, found, data_set, output_dir, any_counts, crop):
     for part, members in lists.items():
         say(f"{part}: {split.summary(members)} in {paths[part]}")
     say(f"labels and names: {paths['classes']}")
-    report_next(lists, paths, prefix)
+    report_next(lists, paths, prefix, bool(crop))
 
 
 def class_name(name):
@@ -371,14 +371,14 @@ def class_name(name):
     return listed
 
 
-def report_next(lists, paths, prefix):
+def report_next(lists, paths, prefix, cropped):
     """Says what trains best alone or not at all, and the commands to type next. Lists: train, and val or query."""
     single = sum(len(one.images) == 1 for one in lists["train"])
     if single:
         say(f"note: train: {number_of(single, 'class', 'classes')} of one image, with nothing to be drawn to")
     val = "val" if "val" in lists else "query"
     command = split.next_command(
-        {"train": lists["train"], "val": lists[val]}, {"train": paths["train"], "val": paths[val]}, prefix
+        {"train": lists["train"], "val": lists[val]}, {"train": paths["train"], "val": paths[val]}, prefix, cropped
     )
     if not command:
         return

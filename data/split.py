@@ -281,7 +281,7 @@ def split_table(path, output_dir, name, division, absolute=False, table=None):
     say(f"found {number_of(len(rows), 'image')} of {len({row.label for row in rows})} classes in {path}")
     if boxed:
         say(f"boxes: {number_of(len(boxed), 'image')} cut out in {cut_out}")
-    say_lists("", lists, paths, name, table)
+    say_lists("", lists, paths, name, table, bool(boxed))
 
 
 def check_name(name):
@@ -317,7 +317,7 @@ def with_table(texts, lists, output_dir, table):
     return {**texts, table: oml.text_of(rows)}
 
 
-def say_lists(folder, lists, paths, name, table):
+def say_lists(folder, lists, paths, name, table, cropped=False):
     """Says what was written, what looks like a mistake, and what to type next."""
     for part, members in lists.items():
         say(f"{part}: {summary(members)} in {paths[part]}")
@@ -331,7 +331,7 @@ def say_lists(folder, lists, paths, name, table):
         path = os.path.join(os.path.dirname(next(iter(paths.values()))), f"{name}_{part}.txt")
         if os.path.exists(path):
             print(f"warning: {path}: of an earlier split, not of this one", file=sys.stderr)
-    command = next_command(lists, paths, name)
+    command = next_command(lists, paths, name, cropped)
     if command:
         say("next: " + shlex.join(command))
 
@@ -397,10 +397,11 @@ def warn(folder, lists):
         print(f"note: val: {what}", file=sys.stderr)
 
 
-def next_command(lists, paths, name):
+def next_command(lists, paths, name, cropped=False):
     """What to type next, [word]: fine-tuning from ImageNet weights.
 
-    None where no training is possible. A list of lone pictures is not validated on: each would be a miss.
+    None where no training is possible. A list of lone pictures is not validated on: each would be a miss. Nothing
+    is cut off when pictures that are `cropped` to their objects are measured.
     """
     train, val = ("fit", "holdout") if "fit" in lists else ("train", "val")
     classes = lists.get(train, ())
@@ -413,6 +414,7 @@ def next_command(lists, paths, name):
         f"--train_list={paths[train]}",
         f"--val_list={paths[val]}" if validates else "--eval_every=0",
         *FINE_TUNING.split(),
+        *(["--test_transform=resize"] if cropped else []),
         f"--num_epochs={min(60, max(10, math.ceil(500 / steps)))}",  # 500 steps, where 60 epochs are as many
         f"--model_save_dir=output_{name}",
     ]

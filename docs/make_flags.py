@@ -10,6 +10,8 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
+import utility
+
 SCRIPTS = ("train", "eval", "infer")
 
 
@@ -22,7 +24,7 @@ def rows(parser):
         yield from (f"### {group.title}", "", "| flag | values | default | |", "|---|---|---|---|")
         for action in actions:
             values = ", ".join(map(str, action.choices)) if action.choices else ""
-            default = "" if action.default in (None, "") else f"`{action.default}`"
+            default = "" if action.default in (None, "") else f"`{utility.as_typed(action.default)}`"
             text = (action.help or "").replace("%%", "%").replace("|", "\\|").replace("<", "&lt;")
             yield f"| `{action.option_strings[0]}` | {values} | {default} | {text} |"
         yield ""

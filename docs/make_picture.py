@@ -1,5 +1,5 @@
 """Draws the pictures of these pages from a quickstart run: queries and their nearest neighbours from its features, and
-its report as Chromium shows it.
+its report as Chromium shows it, which must be installed.
 
 python docs/make_picture.py
 """
@@ -41,13 +41,13 @@ def draw(features, labels, paths, queries):
     return sheet
 
 
-def photograph(page, target):
+def photograph(browser, page, target):
     """Writes the upper part of a page as a JPEG, by headless Chromium."""
     with tempfile.TemporaryDirectory() as folder:
         shot = os.path.join(folder, "shot.png")
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={folder}/p"]
         size = ",".join(map(str, WINDOW))
-        command = [shutil.which("chromium"), *flags, f"--window-size={size}", f"--screenshot={shot}", f"file://{page}"]
+        command = [browser, *flags, f"--window-size={size}", f"--screenshot={shot}", f"file://{page}"]
         subprocess.run(command, check=True, capture_output=True)
         with Image.open(shot) as image:
             small = image.convert("RGB").resize([side * 2 // 3 for side in WINDOW], Image.LANCZOS)
@@ -59,12 +59,16 @@ def main():
     if not os.path.exists(source):
         print(f"error: {source}: not there: make quickstart writes it", file=sys.stderr)
         sys.exit(2)
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not browser:
+        print("error: no chromium or google-chrome here, which the second picture needs", file=sys.stderr)
+        sys.exit(2)
     with np.load(source) as file:
         features, labels, paths = (file[name] for name in ("features", "labels", "paths"))
     queries = np.random.default_rng(0).choice(len(labels), QUERIES, replace=False)  # drawn, not chosen
     targets = [os.path.join(ROOT, "docs", name) for name in ("neighbours.jpg", "report.jpg")]
     draw(features, labels, paths, queries).save(targets[0], quality=85)
-    photograph(os.path.join(ROOT, "output_quickstart", "report.html"), targets[1])
+    photograph(browser, os.path.join(ROOT, "output_quickstart", "report.html"), targets[1])
     for target in targets:
         print(f"wrote {os.path.relpath(target)}: {os.path.getsize(target)} bytes")
 

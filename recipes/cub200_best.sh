@@ -1,5 +1,5 @@
 #!/bin/sh
-# The best so far: Proxy-Anchor at 192 pixels, the stem and two stages of four at rest; then the average of 0.7 of what was
+# The best so far: Proxy-Anchor at 192 pixels, the stem and two stages of four frozen; then the average of 0.7 of what was
 # trained and 0.3 of the ImageNet weights that it started from.
 #
 #     DATA=lists WEIGHTS=ResNet50_va.pdparams MODEL=ResNet50_va TRANSFORM=resize PROCESSES=2 sh recipes/cub200_best.sh

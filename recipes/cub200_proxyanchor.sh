@@ -1,5 +1,5 @@
 #!/bin/sh
-# The short form of cub200_best.sh: Proxy-Anchor at 160 pixels for six epochs, the stem and two stages of four at rest; then
+# The short form of cub200_best.sh: Proxy-Anchor at 160 pixels for six epochs, the stem and two stages of four frozen; then
 # the average of 0.7 of what was trained and 0.3 of the ImageNet weights that it started from.
 #
 #     DATA=lists WEIGHTS=ResNet50_va.pdparams MODEL=ResNet50_va TRANSFORM=resize PROCESSES=2 sh recipes/cub200_proxyanchor.sh

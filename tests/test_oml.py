@@ -95,7 +95,7 @@ def test_boxes_are_cut_out(folder, tmp_path, suffix):
     write(folder, rows, BOXED)
     where = tmp_path / "out"
     out = run("data/split.py", folder / "df.csv", f"--output_dir={where}").stdout
-    assert f"boxes: 12 images cut out in {where}/df_crops\n" in out
+    assert f"boxes: 12 images cut out in {where}/df_crops\n" in out and " --test_transform=resize " in out
     samples = [reader.read_list(str(where / f"df_{part}.txt")) for part in ("train", "val")]
     paths = [path for part in samples for path in part.paths]
     labels = np.concatenate([part.labels for part in samples])

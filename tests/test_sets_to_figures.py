@@ -32,7 +32,7 @@ def test_a_data_set_is_trained_on_and_measured(tmp_path, kind, queries):
     script, flags = make(kind, tmp_path / "data")
     out = prepare(script, tmp_path / "data", "--any_counts", *flags).stdout
     command = shlex.split(re.search(r"^next: python (.*)$", out, re.MULTILINE)[1])
-    assert command[0] == "train.py"
+    assert command[0] == "train.py" and ("--test_transform=resize" in command) == ("--crop_boxes" in flags)
     out_dir = tmp_path / "out"
     trained = run("train.py", *command[1:], *QUICK, f"--model_save_dir={out_dir}").stdout
     assert re.search(r"^Pass 0, recall@1 ", trained, re.MULTILINE)

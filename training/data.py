@@ -59,7 +59,8 @@ def add_batch_arguments(parser):
     add = parser.add_argument_group("batches").add_argument
     add("--batch_size", type=number(int, low=1), default=256,
         help="images a step, for training; where it is not typed, no more than the list has classes for")
-    add("--train_batch_size", type=number(int, low=1), help="the same; overrides --batch_size")
+    add("--train_batch_size", type=number(int, low=1),
+        help="images a step, of all processes together; overrides --batch_size")
     add("--test_batch_size", type=number(int, low=1),
         help="images at once in evaluation (default: 32; on a GPU 128)")
     add("--small_classes", choices=("fill", "repeat"), default="fill",

@@ -74,8 +74,8 @@ def add_optimizer_arguments(parser):
     add("--freeze_stages", type=number(int, low=0), default=0,
         help="stages of the backbone, from the stem on, that don't train: quicker steps; 0: all train")
     add("--warmup_head_epochs", type=number(int, low=0), default=0,
-        help="epochs in which the backbone rests and only head, embedding layer and what the loss owns train: a new "
-        "head's first gradients spoil no pretrained weights")
+        help="epochs in which the backbone is frozen and only head, embedding layer and what the loss owns train: a "
+        "new head's first gradients spoil no pretrained weights")
     add("--ema_decay", type=number(float, low=0, high=1), default=0.0,
         help="keep an average of the weights, in which a step counts this share of the next: 0.99 to 0.9999; 0: "
         "none. The average is what is evaluated, and what eval.py and infer.py take")
@@ -194,7 +194,7 @@ def all_finite(tensors):
 
 def clear_gradients(optimizer):
     """Lets go of all gradients: the next backward writes them, rather than adding to zeros, and what gets none in the
-    next step, as a backbone that rests, is left alone by the optimizer, weight decay included."""
+    next step, as a backbone that is frozen, is left alone by the optimizer, weight decay included."""
     optimizer.clear_grad(set_to_zero=False)
 
 

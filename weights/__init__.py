@@ -23,7 +23,7 @@ def add_weight_arguments(parser):
     group.add_argument(
         "--pretrained_model",
         default="",
-        help="weights to start from: a checkpoint directory of train.py (such as output/ResNet50/best); imagenet: the "
+        help="the weights: a checkpoint directory of train.py (such as output/ResNet50/best); imagenet: the "
         "official ImageNet file of --model, downloaded once; or a file or folder of others (.pdparams, .safetensors, "
         ".h5, fluid's save_vars; docs/weights.md). Where a stage halves the resolution "
         "cannot be seen in a file: Caffe and Keras do it in the first 1x1 convolution (--model=ResNet50_va); the wrong "
