@@ -92,7 +92,9 @@ ifneq ($(PADDLE_INDEX),)
 	$(RUN) -c 'import paddle' 2>/dev/null || $(RUN) -m pip install --quiet paddlepaddle-gpu==3.3.1 -i $(PADDLE_INDEX)
 	grep -v paddlepaddle $(REQUIREMENTS) | $(RUN) -m pip install --quiet -r /dev/stdin
 else
-	$(RUN) -c 'import paddle, cv2, PIL, safetensors, tqdm' 2>/dev/null || $(RUN) -m pip install --quiet -r $(REQUIREMENTS)
+	@# A paddlepaddle-gpu that somebody has put here stays.
+	skip=$$($(RUN) -m pip show --quiet paddlepaddle-gpu 2>/dev/null && echo '^paddlepaddle' || echo '^$$'); \
+		grep -v "$$skip" $(REQUIREMENTS) | $(RUN) -m pip install --quiet -r /dev/stdin
 endif
 	touch $@
 

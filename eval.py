@@ -71,9 +71,9 @@ def build_parser():
 def main():
     parser = build_parser()
     args, typed = utility.parse_typed(parser)
+    process.join_early(args.use_gpu, args.seed)
     flags, train_data_dir = extraction.lists_of_run(vars(args), typed)
     own_data_dir, args = args.data_dir, argparse.Namespace(**protocols.follow(flags, typed))
-    process.join_early(args.use_gpu, args.seed)
     query = reader.read_list(args.val_list, args.data_dir)
     gallery_dir = own_data_dir if "gallery_list" in typed else args.data_dir
     gallery = reader.read_list(args.gallery_list, gallery_dir) if args.gallery_list else None
@@ -118,7 +118,7 @@ def main():
         *protocols.remarks(args.protocol, args.recall_at, query, gallery),
         *metrics.remarks(found.features, search.labels, result, search.gallery_labels),
     ]
-    print_figures(result, how, lines, remarks)
+    print_figures(result, how, refinement.views, lines, remarks)
     if args.output_json:
         about = {"args": vars(args), **extraction.origin(args.pretrained_model)}
         write_figures(args.output_json, {**result, **record(measured, query, found, gallery, found_gallery), **about})
@@ -130,8 +130,9 @@ def main():
         )
 
 
-# The figures that refined features change.
+# The figures that refined features change, and those of the head, which only views do.
 REFINED = ("recall@", "MAP@R", "R-precision", "mAP", "mINP", "NMI")
+OF_THE_HEAD = ("loss", "acc1", "acc5")
 
 
 def idle_flags(flags):
@@ -146,12 +147,17 @@ def note_choice(opened, query):
         print("note: recall on this list chose the epoch of this checkpoint: on classes that chose nothing it is lower")
 
 
-def print_figures(result, how, lines, remarks):
-    """Prints figures {name: value}, the lines of figures.lines, and remarks. `how`: refine.in_words."""
+def print_figures(result, how, views, lines, remarks):
+    """Prints figures {name: value}, the lines of figures.lines, and remarks.
+
+    Args:
+        how: refine.in_words; views: of the pictures, in words.
+    """
     with process.even_unread():
         for name, value in result.items():
             figure = f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
-            print(figure + (f" ({how})" if how and name.startswith(REFINED) else ""))
+            of = how if name.startswith(REFINED) else views if name in OF_THE_HEAD else ""
+            print(figure + (f" ({of})" if of else ""))
         for line in [*lines, *(f"note: {remark}" for remark in remarks)]:
             print(line)
 

@@ -4,10 +4,10 @@
     python infer.py --pretrained_model=output/ResNet50/best --input photos/ \\
         --feature_file=features.npz
 
---feature_file=*.npz holds `features` float32 [N, D] (the embeddings, of length 1 only whitened), `paths` and, where the
-input is a list with labels or a folder of class folders, `labels` int64 [N], all in the order of the input; *.csv has
-the same as a table with the columns path, label, f0, f1 ... and *.parquet with the column vector, and the rows of the
-nearest pictures in the file.
+--feature_file=*.npz holds `features` float32 [N, D] (the embeddings, of length 1 where they are refined or come
+out of an exported model), `paths` and, where the input is a list with labels or a folder of class folders, `labels`
+int64 [N], all in the order of the input; *.csv has the same as a table with the columns path, label, f0, f1 ... and
+*.parquet with the column vector, and the rows of the nearest pictures in the file.
 
     python infer.py --pretrained_model=output/ResNet50/best --input query.jpg \\
         --gallery=features.npz --top_k=5

@@ -194,10 +194,11 @@ def class_folders(paths):
     The name is the path from the folder that all of them are in; where that is split into train/, test/ and so on, from
     these: a class in two of them is one.
     """
-    folders = {os.path.dirname(path) for path in paths}
-    if len(folders) < 2 or os.path.commonpath(folders) in folders:
+    folders = {folder: os.path.normpath(folder) for folder in map(os.path.dirname, paths)}
+    top = os.path.normpath(os.path.commonpath(folders.values())) if folders else ""
+    if len(set(folders.values())) < 2 or top in folders.values():
         return {}
-    names = {folder: os.path.relpath(folder, os.path.commonpath(folders)) for folder in folders}
+    names = {folder: os.path.relpath(normal, top) for folder, normal in folders.items()}
     below = {folder: name.partition(os.sep)[::2] for folder, name in names.items()}
     if all(part.lower() in PARTS and rest for part, rest in below.values()):
         return {folder: rest for folder, (_, rest) in below.items()}

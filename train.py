@@ -32,7 +32,17 @@ from retrieval import extraction, metrics
 from runtime import parallel, process
 from training import data, folder, optimizers, run_settings, start
 from training.ema import Average
-from training.job import Job, check_finite, record_recall, save, save_or_stop, shares_each_step, stopped, what_is_due
+from training.job import (
+    Job,
+    check_finite,
+    record_recall,
+    save,
+    save_or_stop,
+    shares_each_step,
+    stop_if_told,
+    stopped,
+    what_is_due,
+)  # fmt: skip
 from training.log import RunLog, summary
 from training.optimizers import trained_parameters
 from training.parts import Parts, loss_scale
@@ -150,7 +160,8 @@ def prepare_network(network, begin, classes, zero_init_residual, with_mem_opt, a
     if begin.weights:
         head, found = "must" if begin.before else "fit", begin.weights
         labels = found.state["labels"] if found.state else None
-        if labels and len(labels) == len(classes) and labels != classes.tolist():
+        fits = weights.layer_size(found, "head") == network.head.weight.shape[1]
+        if labels and fits and labels != classes.tolist():
             found = weights.without_head(found)
             print(f"note: the head of {found.file_name} is one of other classes: it starts anew")
         print(weights.load_weights(network, found, begin.settings.model, head, allow_partial))
@@ -174,7 +185,8 @@ def train(job, progress, continued):
             continue  # with the checkpoint that this run goes on from
         if progress.step < progress.steps:
             progress = train_epoch(job, progress, log)
-            save(job, progress)  # before the evaluation, so that nothing that happens there can cost the epoch
+            path = save(job, progress)  # before the evaluation, so that nothing that happens there can cost the epoch
+            stop_if_told(job, progress, path)
         if not progress.evaluated and job.settings.is_due(epoch):
             progress = progress.with_recall(parallel.from_first(evaluate(job, epoch, log)))
             if parallel.is_first():
@@ -275,7 +287,7 @@ def evaluate(job, epoch, log):
     bad = reader.list_bad_images(val, found.bad)
     job.run.log({"epoch": epoch, "eval": result, "sec": seconds, **bad})
     recalls = ", ".join(f"recall@{k} {result[f'recall@{k}']:.4f}" for k in (1, 2, 4, 8))
-    count, classes = len(found.index), len(np.unique(val.labels))
+    count, classes = len(labels), len(np.unique(labels))
     print(f"Pass {epoch}, {recalls}, {count} images of {classes} classes, time {seconds:.2f} sec")
     for remark in metrics.remarks(found.features, labels, result):
         print(f"note: {remark}")

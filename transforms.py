@@ -41,7 +41,7 @@ class BadImage(Exception):
     """A picture that is missing, broken, or no picture; the message says which of these."""
 
 
-def decode(data, max_pixels=MAX_PIXELS):
+def decode(data, max_pixels=None):
     """The bytes of a picture -> upright RGB, uint8 [H, W, 3].
 
     Its format is one of FORMATS (a JPEG may be an MPO), or HEIC where pillow-heif is installed. Grey, palette and CMYK
@@ -50,8 +50,8 @@ def decode(data, max_pixels=MAX_PIXELS):
     there. Of an animation, the first picture is taken. Upright is what Pillow takes for it: by EXIF data, else by XMP.
 
     Raises: BadImage where the data is empty, truncated, or no picture; where its header promises more than
-        `max_pixels`: a few hundred bytes can ask for any amount of memory; and where samples are signed, or floats
-        beyond 0..1, whose meaning only their author knows.
+        `max_pixels` (None: MAX_PIXELS): a few hundred bytes can ask for any amount of memory; and where samples are
+        signed, or floats beyond 0..1, whose meaning only their author knows.
     """
     if not data:
         raise BadImage("an empty file")
@@ -120,8 +120,9 @@ def _decode_with_pillow(data, max_pixels, size=None):
 
 
 def _check_size(width, height, max_pixels):
-    if width * height > max_pixels:
-        raise BadImage(f"{width} x {height} pixels, more than --max_pixels={max_pixels}")
+    if width * height > (max_pixels or MAX_PIXELS):
+        limit = f"--max_pixels={max_pixels}" if max_pixels else MAX_PIXELS
+        raise BadImage(f"{width} x {height} pixels, more than {limit}")
 
 
 def _webp_size(data):
@@ -258,11 +259,11 @@ def _unknown(data):
     return "not an image, or in no format that is known here"
 
 
-def load(path, max_pixels=MAX_PIXELS):
+def load(path, max_pixels=None):
     """`decode` of a file. Raises: BadImage."""
     try:
         # What is longer than any picture of so many pixels is none; 8 bytes are two samples of 32 bits, or 4 of 16.
-        with files.open_file(path, 8 * max_pixels + 2**24) as file:
+        with files.open_file(path, 8 * (max_pixels or MAX_PIXELS) + 2**24) as file:
             return decode(file.read(), max_pixels)
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from None

@@ -248,6 +248,8 @@ def read_corners(path, images, pictures):
     Args:
         pictures: {id: path below images}.
     """
+    if not pictures:
+        raise UserError(f"{path}: --crop_boxes needs images.txt beside it, which is not there")
     boxes = {}
     for number, fields in published.read_rows(path):
         with published.reading_row(path, number):
@@ -300,6 +302,8 @@ def main():
     for text in ([] if year in EDITIONS or is_copy else [year]) + unknown:
         raise UserError(f"what is {text!r}? Expected 2010 or 2011, or a copy of one of them (see --help)")
     if is_copy:
+        if args.url:
+            raise UserError("--url is for a download, and a copy was named")
         prepare_copy(year, args.output_dir, args.any_counts, crop)
         return
     if args.output_dir or args.any_counts:

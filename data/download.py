@@ -285,7 +285,8 @@ def get(url, part, size):
     Raises: Failed, UserError
     """
     if url.startswith("file://"):
-        copy_file(url[len("file://") :], part, size)
+        path = url[len("file://") :]
+        copy_file(path if os.path.exists(path) else urllib.parse.unquote(path), part, size)
         return
     most, poor = bytes_of(part), 0
     while True:

@@ -189,7 +189,7 @@ def prepare(tars, output, url=None):
     for part in parts:
         unpack.unpack(os.path.join(tars, TARS[part]), os.path.join(output, part))
     train_list, val_list = write_lists(os.path.join(tars, DEVKIT), output, expected)
-    flags = [f"--train_list={train_list}", f"--val_list={val_list}", "--class_dim=1000"]
+    flags = [f"--train_list={train_list}", f"--val_list={val_list}", f"--class_dim={expected}"]
     say("next: " + shlex.join(["python", "train.py", *flags]))
 
 

@@ -5,7 +5,7 @@ import contextlib
 import os
 
 import files
-from utility import parse_row, say
+from utility import UserError, parse_row, say
 
 # label: int; name: of its folder, relative to that of all classes; folder: as a list in output_dir has it; images:
 # names of the files in it, sorted.
@@ -52,20 +52,22 @@ def write_lists(texts):
     texts = {os.path.realpath(path) if os.path.islink(path) else path: encode(text) for path, text in texts.items()}
     texts = {path: text for path, text in texts.items() if not files.holds(path, text)}
     kept = {}  # said in the end, for a reader of our output that has gone is no mistake of a list
-    with contextlib.ExitStack() as stack:  # at whose end all get their names
-        for path, text in texts.items():
-            files.check_output(path, os.path.exists, "a list")
-            stack.enter_context(files.atomic_write(path, "wb")).write(text)
-        try:
+    try:
+        with contextlib.ExitStack() as stack:  # at whose end all get their names
+            for path, text in texts.items():
+                files.check_output(path, os.path.exists, "a list")
+                file = stack.enter_context(files.atomic_write(path, "wb"))
+                file.write(text)
+                file.flush()  # a disk that is full says so before anything has another name
             for path in texts:
                 if os.path.lexists(path):
                     name = files.free_name(path)
                     os.rename(path, name)
                     kept[path] = name
-        except OSError:
-            for path, name in kept.items():
-                os.rename(name, path)
-            raise
+    except (OSError, UserError):
+        for path, name in kept.items():
+            os.replace(name, path)
+        raise
     for path, name in kept.items():
         say(f"note: {path} was in the way and is kept: it is now {name}")
 

@@ -56,12 +56,11 @@ def find_images_folder(root):
     return found[0] if found else root
 
 
-def _is_cut_out(path, images, output_dir):
+def _is_cut_out(path, images):
     """Whether a folder of these images is the <name>_crops of an earlier run, beside <name>_train.txt."""
-    path, output_dir = os.path.realpath(path), os.path.realpath(output_dir)
+    path = os.path.realpath(path)
     name = path.removesuffix("_crops")
-    ours = os.path.dirname(path) == output_dir and os.path.isfile(f"{name}_train.txt")
-    return name != path and ours and all(map(oml.OWN_CROP.fullmatch, images))
+    return name != path and os.path.isfile(f"{name}_train.txt") and all(map(oml.OWN_CROP.fullmatch, images))
 
 
 def part_folders(folder):
@@ -105,7 +104,7 @@ def find_classes(folder, output_dir, left_out):
         if os.path.dirname(name) in beside:
             raise UserError(f"{path}: no images in this class folder: complete it or remove it")
         left_out.add("folders without images", path, folder=True)
-    for name in [name for name in classes if _is_cut_out(os.path.join(folder, name), classes[name], output_dir)]:
+    for name in [name for name in classes if _is_cut_out(os.path.join(folder, name), classes[name])]:
         left_out.add("crops of an earlier run", os.path.join(folder, name), count=len(classes.pop(name)))
     return classes
 

@@ -70,7 +70,7 @@ class Member(collections.namedtuple("Member", "name size info")):
     """A file in a zip, with those attributes of tarfile's that are used here."""
 
     def isdir(self):
-        return self.info.is_dir()
+        return self.name.endswith("/")
 
     def isreg(self):
         # The kind of file is where Unix systems write it; others leave 0.

@@ -27,7 +27,7 @@ Written by infer.py --export_dir: a model of Paddle Inference, `{program}` and `
 Its script needs this folder, Python 3.9 or later, and
 
 ```
-pip install paddlepaddle=={paddle} pillow {packages}
+pip install paddlepaddle=={paddle} "pillow>=11.3" {packages}
 python run.py a.jpg b.png                            # a line a picture: its path, a tab, and {size} numbers
 python run.py a.jpg b.png --output=embeddings.npz    # features float32 [N, {size}], and paths
 ```

@@ -361,7 +361,11 @@ def open_embedder(pretrained_model, model=None, use_gpu=None):
                 found.append(embedding)
         if not found:
             raise UserError("no pictures to embed")
-        features = np.concatenate(found)
-        return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+        return at_length_1(np.concatenate(found))
 
     return embed
+
+
+def at_length_1(features):
+    """features float [N, D], each at length 1; zeros stay zeros."""
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

@@ -17,12 +17,11 @@ STEPS = 100_000  # of a cosine of 1, in which `Pairs` counts
 
 # What `rank` finds of each query, in their order, all [N]. positives: how many it has, int64; closer: the negatives
 # that are closer than (or as close as) the closest of them, int64; map_at_r, r_precision, average_precision,
-# inverse_penalty: its part of the means that are called so, float64, 0 without a positive; best: similarity of its
-# closest positive, -inf without; wrong: index of the closest negative in the gallery, -1 where there is none or where a
-# positive is closer; similarity: of that one, float32.
+# inverse_penalty: its part of the means that are called so, float64, 0 without a positive; wrong: index of the closest
+# negative in the gallery, -1 where there is none or where a positive is closer; similarity: of that one, float32.
 Ranked = collections.namedtuple(
     "Ranked",
-    "positives closer map_at_r r_precision average_precision inverse_penalty best wrong similarity",
+    "positives closer map_at_r r_precision average_precision inverse_penalty wrong similarity",
 )
 
 
@@ -85,7 +84,7 @@ def recall(features, labels, recall_at=(1, 2, 4, 8), in_place=False):
     parts = _sort(features, labels, None, None, None, in_place)
     positives, closer = parts.last - parts.first - 1, _count_closer(parts.query, parts.first, parts.last)
     _sort_back(parts, in_place)
-    return summarise(Ranked(positives, closer, *[None] * 7), recall_at, ())
+    return summarise(Ranked(positives, closer, *[None] * 6), recall_at, ())
 
 
 # The field of Ranked whose mean a figure is.
@@ -266,8 +265,8 @@ def _rank_rows(parts, pairs=None, similar=None):
     query, gallery, first, last, own, order, gallery_order = parts
     alone, count = gallery is query, len(query)
     found = Ranked(
-        *np.zeros((2, count), np.int64), *np.zeros((4, count)), np.full(count, -np.inf, np.float32),
-        np.full(count, -1), np.full(count, -np.inf, np.float32),
+        *np.zeros((2, count), np.int64), *np.zeros((4, count)), np.full(count, -1),
+        np.full(count, -np.inf, np.float32),
     )  # fmt: skip
     different = _different_pairs(parts) if pairs else 0
     rows = max(1, BLOCK_VALUES // len(gallery))
@@ -336,7 +335,7 @@ def _rank_row(found, i, positive, row):
     count = len(positive)
     if count:
         positive[::-1].sort()
-        found.positives[i], found.best[i] = count, positive[0]
+        found.positives[i] = count
         found.closer[i] = np.count_nonzero(row >= positive[0] - np.float32(TIE))
     if found.closer[i] or not count:
         nearest = row.argmax()

@@ -211,7 +211,7 @@ def learn(features, size, power, source):
 
     Raises: UserError where there are fewer than two, all are equal, or some are NaN or infinite.
     """
-    x = _unit(np.asarray(features, np.float64))
+    x = extraction.at_length_1(np.asarray(features, np.float64))
     count, dimension = x.shape
     if count < 2:
         raise UserError(f"{source}: {count} features, too few to learn a whitening from")
@@ -242,12 +242,8 @@ def whiten(whitening, features):
     """features float [N, D] -> float32 [N, K] of length 1. Raises: UserError where D is not the Whitening's."""
     if features.shape[1] != len(whitening.mean):
         raise UserError(f"--whiten: of features of size {len(whitening.mean)}, these have {features.shape[1]}")
-    x = _unit(np.asarray(features, np.float32)) - whitening.mean
-    return _unit(x @ whitening.matrix)
-
-
-def _unit(x):
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    x = extraction.at_length_1(np.asarray(features, np.float32)) - whitening.mean
+    return extraction.at_length_1(x @ whitening.matrix)
 
 
 def in_words(refinement, whitening):

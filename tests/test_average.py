@@ -155,6 +155,8 @@ def test_mistakes(trained, start, tmp_path, others, flags, message):
 def test_the_first_is_a_checkpoint(trained, start, tmp_path):
     error = run(SCRIPT, start, trained / "ResNet8" / "latest", f"--output_dir={tmp_path}/out", status=2).stderr
     assert f"error: {start}: not a checkpoint of train.py: the first says what the network is\n" in error
+    error = run(SCRIPT, "imagenet", trained / "ResNet8" / "latest", f"--output_dir={tmp_path}/out", status=2).stderr
+    assert "error: imagenet: not a checkpoint of train.py: the first says what the network is\n" in error
 
 
 def test_what_is_there_is_kept(birds, trained, start, tmp_path):

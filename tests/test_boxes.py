@@ -106,6 +106,9 @@ def test_cub_of_2011(tmp_path):
     check_crops(tmp_path, "CUB200_boxes_margin_0.1_mean", (22, 22), "train", "val")
     prepare("cub200.py", tmp_path, ANY)
     assert read_rows(tmp_path / "CUB200_train.txt")[0] == "CUB_200_2011/images/001.Bird/Bird_1_0.jpg 1"
+    os.remove(tmp_path / "CUB_200_2011" / "images.txt")
+    error = prepare("cub200.py", tmp_path, ANY, "--crop_boxes", status=2).stderr
+    assert "bounding_boxes.txt: --crop_boxes needs images.txt beside it, which is not there" in error
 
 
 def test_cub_of_2010_with_boxes_of_matlab(tmp_path):

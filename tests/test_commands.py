@@ -280,7 +280,10 @@ def test_flags_without_effect_are_noted(capsys):
         ("--alpha=1 --loss_name=softmax", "on softmax: --alpha"),
         ("--batch_size=8 --train_batch_size=9", "--batch_size (--train_batch_size overrides it)"),
         ("--weights=model", "--weights (no --pretrained_model)"),
-        ("--warmup_epochs=120", "the rate never comes to --lr: --warmup_epochs=120 of 120 epochs"),
+        ("--warmup_epochs=121", "the rate never comes to --lr: --warmup_epochs=121 of 120 epochs"),
+        ("--warmup_epochs=120", None),
+        ("--force=True", "--force (no run to go on with)"),
+        ("--checkpoint=x --allow_partial=True", "--allow_partial (the run has started before)"),
         ("--warmup_head_epochs=120", "the backbone never trains: --warmup_head_epochs=120 of 120 epochs"),
         ("--margin=1 --lr=1 --patience=3 --lr_epochs=3 --batch_size=8 --warmup_epochs=3", None),
     ):

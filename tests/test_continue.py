@@ -167,6 +167,17 @@ def test_a_head_of_other_classes_starts_anew(birds, trained, tmp_path):
     assert "is one of other classes: it starts anew" in other and "head starts anew: none there" in other
 
 
+def test_a_wide_head_of_other_classes_starts_anew(birds, tmp_path):
+    """And the scale of its loss is the checkpoint's."""
+    flags = [*TINY, "--loss_name=normsoftmax", "--class_dim=50", "--num_epochs=1", "--eval_every=0"]
+    run("train.py", *flags, *birds.lists, "--head_scale=30", f"--model_save_dir={tmp_path}/first")
+    flags += [f"--pretrained_model={tmp_path}/first/ResNet8/latest", f"--model_save_dir={tmp_path}/second"]
+    rows = [f"{birds.root}/{path} {500 + int(label)}" for path, label in map(str.split, read_rows(birds.train_list))]
+    (tmp_path / "list.txt").write_text("\n".join(rows))
+    out = run("train.py", *flags, f"--train_list={tmp_path}/list.txt").stdout
+    assert "is one of other classes: it starts anew" in out and "\nhead_scale: 30.0\n" in out
+
+
 def test_digests_of_before_are_still_read(birds, trained, tmp_path):
     """Digests of base names and class indices."""
     shutil.copytree(trained / "ResNet8", tmp_path / "ResNet8", symlinks=True)

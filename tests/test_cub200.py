@@ -102,6 +102,10 @@ def test_file_url_and_flag(home, tmp_path):
     shutil.rmtree(home / "data" / "images")
     (home / "data" / "images.tgz").unlink()
     assert "cannot copy it" in sh(home, CUB, "--url=file:///absent.tgz", status=2, **pack(ARCHIVE)).stderr
+    (tmp_path / "cub.tgz").rename(tmp_path / "my cub.tgz")
+    sh(home, CUB, f"--url=file://{tmp_path}/my%20cub.tgz", **pack(ARCHIVE))
+    check_birds(home)
+    assert "--url is for a download" in sh(home, CUB, str(tmp_path), "--url=file:///x", status=2).stderr
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,19 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
-from conftest import run
+from conftest import ROOT, run
 from test_faults import assert_same_run, start, wait_for_steps
 
 from training.run import LOG_FILE, Run
+from utility import UserError
+
+sys.path.insert(0, os.path.join(ROOT, "data"))
+
+import listing
 
 
 @pytest.fixture()
@@ -73,3 +79,15 @@ def test_a_disk_that_becomes_read_only(birds, small_disk):
     newest = Run(small_disk / "ResNet8").names()[-1]
     run("train.py", f"--model_save_dir={small_disk}", "--checkpoint=latest", f"--num_epochs={int(newest) + 2}")
     assert not [name for name in os.listdir(small_disk / "ResNet8") if ".tmp" in name]
+
+
+def test_a_full_disk_under_lists(small_disk):
+    """All of them are as they were."""
+    before = {str(small_disk / name): f"{name} 1\n" for name in ("a.txt", "b.txt")}
+    listing.write_lists(before)
+    with open(small_disk / "filler", "wb", buffering=0) as file, pytest.raises(OSError):
+        while True:
+            file.write(bytes(4096))
+    with pytest.raises(UserError, match="cannot write: No space left on device"):
+        listing.write_lists(dict.fromkeys(before, "new 1\n"))
+    assert {str(path): path.read_text() for path in small_disk.glob("*.txt*")} == before

@@ -126,6 +126,14 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(birds, tmp_path, number, statu
     assert_same_run(tmp_path / "whole", tmp_path / "stopped", "1")
 
 
+def test_a_signal_ends_a_run_whose_epochs_have_one_step(birds, tmp_path):
+    process = start(birds, tmp_path, "--num_epochs=100000", "--total_images=8", "--eval_every=0")
+    assert wait_for_steps(process, 2)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and re.search(r"^stopped: saved \S+/ResNet8/\d+; ", err, re.MULTILINE)
+
+
 @pytest.mark.usefixtures("heeded_hangup")
 def test_a_lost_terminal_costs_nothing(birds, tmp_path):
     pid, terminal = pty.fork()

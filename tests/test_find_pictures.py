@@ -27,6 +27,9 @@ def test_names_of_class_folders():
     assert names("train/a", "Test/a", "Test/b") == {"in/train/a": "a", "in/Test/a": "a", "in/Test/b": "b"}
     assert names("train/a", "other/a") == {"in/train/a": "train/a", "in/other/a": "other/a"}
     assert names("train", "test") == {"in/train": "train", "in/test": "test"}
+    for top in (".", "./in", "in/."):
+        assert pictures.class_folders([f"{top}/{name}/1.jpg" for name in "ab"]) == {f"{top}/a": "a", f"{top}/b": "b"}
+        assert pictures.class_folders([f"{top}/1.jpg", f"{top}/a/1.jpg", f"{top}/b/1.jpg"]) == {}
     paths = [f"in/{folder}/1.jpg" for folder in ("test/a", "test/c", "train/a", "train/b")]
     assert reader.with_folder_labels(reader.Samples(paths, None, None, None)).labels.tolist() == [1, 3, 1, 2]
 

@@ -391,6 +391,14 @@ def test_hdf5_is_read_as_it_is_long(tmp_path, monkeypatch, write, wanted):
         weights.read_weights(str(path))
 
 
+def test_files_of_keras_3_are_said_to_be_none_that_is_read(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "k3.weights.h5", "w") as file:
+        file.create_dataset("layers/conv2d/vars/0", data=np.ones((3, 3), np.float32))
+    with pytest.raises(UserError, match=r"keras\.applications, but layers/conv2d/vars/0: files that Keras 3 saves as "):
+        weights.read_weights(str(tmp_path / "k3.weights.h5"))
+
+
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 102530333\n"
 
 

@@ -79,9 +79,10 @@ def test_imagenet_is_downloaded_once_and_checked(tmp_path, cache, monkeypatch, c
 def test_a_bad_download_is_refused_and_leaves_nothing(cache, monkeypatch, content, promised, md5, wanted):
     with server(content, promised) as (url, _):
         official(monkeypatch, url, md5)
-        with pytest.raises(UserError, match=wanted):
+        with pytest.raises(UserError, match=wanted) as caught:
             weights.read_weights("imagenet", "ResNet8")
-    assert os.listdir(cache) == []
+    message = str(caught.value)
+    assert os.listdir(cache) == [] and ".tmp" not in message and f"put it at {cache}/r8.pdparams" in message
 
 
 HEAD = b"HTTP/1.1 200 OK\r\n"

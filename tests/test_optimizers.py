@@ -181,3 +181,13 @@ def test_a_warmup_of_a_part_of_an_epoch():
     schedule = optimizers.Schedule(lr=1.0, lr_strategy="cosine_decay", warmup_epochs=0.5, num_epochs=1)
     found = [optimizers.rate_of_step(schedule, 0, step, 4) for step in range(4)]
     assert found == pytest.approx([0.5, 1, 1, 0.5])
+
+
+@pytest.mark.parametrize("strategy", ["piecewise_decay", "cosine_decay", "constant"])
+def test_a_warmup_ends_at_the_rate(strategy):
+    """Also where the first decay is due at its end."""
+    schedule = optimizers.Schedule(lr=1.0, lr_strategy=strategy, warmup_epochs=1, num_epochs=4)
+    found = [optimizers.rate_of_step(schedule, 0, step, 4) for step in range(4)]
+    assert found == pytest.approx([0.25, 0.5, 0.75, 1])
+    after = {"piecewise_decay": 0.1, "cosine_decay": 1.0, "constant": 1.0}
+    assert optimizers.rate_of_step(schedule, 1, 0, 4) == pytest.approx(after[strategy])

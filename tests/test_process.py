@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import paddle
 import pytest
 from conftest import ROOT
 
-from runtime import process
+from runtime import packages, process
 from utility import UserError
 
 
@@ -198,3 +199,13 @@ def test_output_that_is_closed_from_the_start(tmp_path):
         result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
         assert result.returncode == 2 and "Traceback" not in result.stderr
         assert ("no such folder" in result.stderr) == ("2>&-" not in closed)
+
+
+def test_a_package_that_is_too_old_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(packages.LEAST, "PIL", ((999, 0), ["pillow"]))
+    packages.check(("numpy", "cv2"))
+    with pytest.raises(SystemExit) as caught:
+        packages.check(("numpy", "cv2", "PIL"))
+    err = capsys.readouterr().err
+    assert caught.value.code == 2 and err.count("\n") == 1
+    assert re.search(r"error: too old in this Python .*: pillow [\d.]+ \(needed: 999\.0\); pip install -r", err)

@@ -287,6 +287,7 @@ def with_bad_sum():
     [
         (zipped(zip_member("a/../../evil")), "outside"),
         (zipped(zip_member("/evil")), "outside"),
+        (zipped(zip_member("")), "it is empty"),
         (zipped(zip_member("a/evil", stat.S_IFLNK | 0o777, "/etc/passwd")), "link or device"),
         (zipped(zip_member("a/evil", stat.S_IFIFO | 0o777)), "link or device"),
         (zipped({"a/zeros": bytes(1 << 27)}), "more than"),
@@ -297,7 +298,7 @@ def with_bad_sum():
         (b"PK\3\4" + bytes(100), "cannot unpack"),
         (tar({"a/evil": link("a/evil")}), "link or device"),
     ],
-    ids=["up", "root", "link", "pipe", "bomb", "encrypted", "sum", "cut", "empty", "none", "tar"],
+    ids=["up", "root", "nameless", "link", "pipe", "bomb", "encrypted", "sum", "cut", "empty", "none", "tar"],
 )
 def test_zips_that_are_not_unpacked(tmp_path, content, message):
     path = tmp_path / "Stanford_Online_Products.zip"

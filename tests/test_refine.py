@@ -1,6 +1,7 @@
 """Refined features: each view and the whitening against NumPy; eval.py, infer.py and the exported model agree."""
 
 import json
+import re
 
 import numpy as np
 import paddle
@@ -136,6 +137,8 @@ def test_eval_infer_and_the_export_agree(birds, trained, tmp_path):
               f"--output_json={tmp_path}/a.json").stdout  # fmt: skip
     how = "flip, scales 0.71,1,1.29 joined, whitened to 20 by birds_train.txt"
     assert f" ({how})\n" in out and f"\ndimension: 20\nrefined: {how}\n" in out
+    known = run("eval.py", weights, *views, f"--val_list={birds.train_list}", f"--whiten={saved}").stdout
+    assert re.search(r"^acc1: \S+ \(flip, scales 0\.71,1,1\.29 joined\)$", known, re.MULTILINE)
     # The same from the saved whitening, and from features.
     run("infer.py", weights, *views, f"--input={birds.train_list}", f"--feature_file={tmp_path}/train.npz")
     for number, source in enumerate((saved, tmp_path / "train.npz")):

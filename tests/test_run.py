@@ -209,3 +209,18 @@ def test_log_json(tmp_path):
         Run(tmp_path).log(record)
     with open(tmp_path / LOG_FILE) as file:
         assert [json.loads(line) for line in file] == records
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_the_log_of_a_finished_epoch_is_kept(tmp_path, finished):
+    """Where its checkpoints are gone; that of a run which never finished one is not worth it."""
+    records = [
+        {"args": {}},
+        {"epoch": -1, "eval": {}},
+        {"epoch": 0, "step": 0},
+        *([{"epoch": 0, "eval": {}}] * finished),
+    ]
+    (tmp_path / LOG_FILE).write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    Run(tmp_path).make_way_for_log()
+    assert (tmp_path / f"{LOG_FILE}.kept1").exists() == finished
+    assert finished or (tmp_path / LOG_FILE).read_bytes() == b""

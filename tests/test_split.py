@@ -463,3 +463,5 @@ def test_crops_of_an_earlier_run_are_no_class(tmp_path):
     (tmp_path / "shoes" / "df_train.txt").write_text("df_crops/1_a.jpg 1\n")
     result = run("data/split.py", tmp_path / "shoes")
     assert "11 images of 6 classes" in result.stdout and "2 crops of an earlier run" in result.stderr
+    result = run("data/split.py", tmp_path / "shoes", f"--output_dir={tmp_path}/elsewhere")
+    assert "11 images of 6 classes" in result.stdout and "2 crops of an earlier run" in result.stderr

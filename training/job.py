@@ -84,6 +84,16 @@ def save_or_stop(job, progress, due, loss):
         raise stopped(signal, path)
 
 
+def stop_if_told(job, progress, path):
+    """Ends the run at the end of an epoch, saved at `path`, if a signal has come and something is left to do.
+
+    Raises: Stopped
+    """
+    signal = parallel.largest(job.signals.number)
+    if signal and not (job.settings.is_done(progress) and job.settings.is_over(progress)):
+        raise stopped(signal, path)
+
+
 def save(job, progress):
     """Writes the checkpoint of `progress`; -> its path. Of several processes the first does so, and all wait."""
     if not shares_each_step(job):

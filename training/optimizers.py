@@ -109,8 +109,9 @@ def learning_rate(schedule, epoch):
 
 def rate_of_step(schedule, epoch, step, steps):
     """The learning rate of step `step` of `steps`: that of its start; in the warmup, which begins at 0, its end."""
-    warms_up = epoch + step / steps < schedule.warmup_epochs
-    return learning_rate(schedule, epoch + (step + warms_up) / steps)
+    if epoch + step / steps < schedule.warmup_epochs:
+        return schedule.lr * min(epoch + (step + 1) / steps, schedule.warmup_epochs) / schedule.warmup_epochs
+    return learning_rate(schedule, epoch + step / steps)
 
 
 def report_rate(schedule, progress, before):

@@ -315,7 +315,9 @@ class Run:
     def restarts(self):
         """Whether the log is ours and of a run that never finished an epoch: a new one will write the same."""
         records = self.read_log()
-        return records is not None and all(record.get("epoch", 0) <= 0 for record in records)
+        return records is not None and all(
+            record.get("epoch", 0) < (0 if "eval" in record else 1) for record in records
+        )
 
     def make_way_for_log(self):
         """For a new run where there are no checkpoints: empties the log of one that had none, and keeps any other."""

@@ -6,16 +6,17 @@ import losses
 from training import tensorboard
 from utility import boolean, note_idle, number, number_of
 
+# What only the start of a run looks at.
+START_ONLY = ("eval_at_start", "zero_init_residual", "weights", "allow_partial")
+
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
     """What becomes of a run, in the flags' words."""
 
     num_epochs: int
-    model_save_dir: str = "output"
     pretrained_model: str = ""
     overwrite: bool = False
-    force: bool = False
     eval_every: int = 1
     eval_at_start: bool = False
     patience: int = 0
@@ -44,7 +45,7 @@ class RunSettings:
 
 
 def add_run_arguments(parser):
-    """Adds the flags of RunSettings, and --checkpoint."""
+    """Adds the flags of RunSettings, and which run it is."""
     # fmt: off
     add = parser.add_argument_group("run").add_argument
     add("--model_save_dir", default="output", help="checkpoints and log go to <model_save_dir>/<model>/")
@@ -79,7 +80,6 @@ def report_idle(flags, typed):
     epochs, loss = flags["num_epochs"], losses.row(flags["loss_name"])
     no_head = not losses.trains_head(flags) and "--alpha=0"
     whole = number_of(epochs, "epoch")
-    starts_from_weights = flags["pretrained_model"] and not flags["checkpoint"]
     why = {
         "lr_epochs": idle_lr_epochs(flags),
         "head_scale": flags["head"] != "cosine" and "the head is linear",
@@ -89,13 +89,14 @@ def report_idle(flags, typed):
         "patience": flags["eval_every"] == 0 and "--eval_every=0",
         "test_batch_size": flags["eval_every"] == 0 and not flags["eval_at_start"] and "--eval_every=0",
         "batch_size": flags["train_batch_size"] != flags["batch_size"] and "--train_batch_size overrides it",
-        **dict.fromkeys(("weights", "allow_partial"), not starts_from_weights and "no --pretrained_model"),
-        "eval_at_start": flags["checkpoint"] and "the run has started before",
-        "force": not flags["checkpoint"] and "no --checkpoint",
+        **dict.fromkeys(("weights", "allow_partial"), not flags["pretrained_model"] and "no --pretrained_model"),
+        "force": not flags["checkpoint"] and "no run to go on with",
         "memory_start_epoch": flags["memory_start_epoch"] >= epochs and f"after the last of {whole}",
     }
+    if flags["checkpoint"]:
+        why.update(dict.fromkeys(START_ONLY, "the run has started before"))
     note_idle({name: reason for name, reason in why.items() if reason and name not in idle}, typed)
-    if flags["warmup_epochs"] >= epochs:
+    if flags["warmup_epochs"] > epochs:
         print(f"note: the rate never comes to --lr: --warmup_epochs={flags['warmup_epochs']:g} of {whole}")
     if flags["warmup_head_epochs"] >= epochs:
         print(f"note: the backbone never trains: --warmup_head_epochs={flags['warmup_head_epochs']} of {whole}")

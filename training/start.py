@@ -13,7 +13,7 @@ from runtime import parallel, process
 from training import tensorboard
 from training.parts import restore_parts
 from training.run import LOG_FILE, Progress, Run
-from training.run_settings import RunSettings, note_head, report_idle
+from training.run_settings import START_ONLY, RunSettings, note_head, report_idle
 from utility import UserError, check_values, number_of, plain
 from weights import Weights
 from weights.checkpoint import (
@@ -179,12 +179,15 @@ def elsewhere(flags):
 
 def new_run(flags, typed):
     """A Start from --pretrained_model, or from nothing. Raises: UserError."""
-    flags, found = losses.settle(flags), None
+    found = None
     if flags["pretrained_model"]:
         found = weights.read_weights(
             flags["pretrained_model"], flags["model"] or models.DEFAULT_MODEL, flags["weights"]
         )
     stored = found.state["settings"] if found and found.state else {}
+    if flags["head_scale"] is None and stored and found.state.get("args", {}).get("loss_name") == flags["loss_name"]:
+        flags = {**flags, "head_scale": stored.get("head_scale")}
+    flags = losses.settle(flags)
     settings = Settings.settle(flags, stored, () if flags["allow_partial"] else ("model",))
     flags.update(settled_flags(settings))
     resting = next((name for name in ("freeze_bn", "freeze_stages") if flags[name]), "")
@@ -273,7 +276,8 @@ def check_changes(flags, typed, before, path):
     Args:
         flags, before: {name: value}, now and of the run whose checkpoint is the folder `path`.
     """
-    changed = [name for name in sorted(typed & set(before) - set(THIS_PROCESS)) if flags[name] != before[name]]
+    names = typed & set(before) - {*THIS_PROCESS, *START_ONLY}
+    changed = [name for name in sorted(names) if flags[name] != before[name]]
     words = {name: plain(f"--{name}={flags[name]} (was {before[name]})") for name in changed}
     forbidden = [words[name] for name in changed if name in SAME_RUN]
     if forbidden and not flags["force"]:

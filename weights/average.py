@@ -38,8 +38,8 @@ def read_networks(paths):
     Returns: ([{name: float32 array}] of the whole networks, the names to average, the first's description).
     Raises: UserError where one is none, or none of that network.
     """
-    first = weights.read_weights(paths[0])
-    if not first.state:
+    first = None if paths[0] == "imagenet" else weights.read_weights(paths[0])
+    if not first or not first.state:
         raise UserError(f"{paths[0]}: not a checkpoint of train.py: the first says what the network is")
     settings = Settings.settle({}, first.state["settings"], fixed=()).with_classes(weights.layer_size(first, "head"))
     weights.check_layers(first, settings)

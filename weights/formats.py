@@ -217,7 +217,7 @@ def read_hdf5(path):
         import h5py
     except ImportError:
         raise UserError(f"{path}: a file of Keras, which is read with h5py: pip install h5py") from None
-    found, left = {}, os.path.getsize(path)
+    found, others, left = {}, [], os.path.getsize(path)
     try:
         with h5py.File(path, "r") as file:
             for name, item in _datasets(h5py, file, set(), iter(range(MOST_NAMES))):
@@ -231,11 +231,18 @@ def read_hdf5(path):
                     if left < 0:
                         raise ValueError(f"{plain(name)} is larger than the file")
                     found[f"{layer}/{value[1]}"] = item[()]
+                else:
+                    others.append(name)
     except Exception as error:  # the library raises nearly anything for a broken file
         cut = re.search(r"truncated file: eof = (\d+),.* stored_eof = (\d+)", str(error))
         if cut:
             raise cut_off(path, cut[1], cut[2]) from None
         raise UserError(f"{path}: not readable as a file of Keras: {plain(error)}") from None
+    if others and not found:
+        raise UserError(
+            f"{path}: no layer under a name of keras.applications, but {plain(others[0], 100)}: files that Keras 3 "
+            "saves as .weights.h5 are not read"
+        )
     return found
 
 

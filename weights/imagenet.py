@@ -73,7 +73,11 @@ def _download(url, path, md5):
             raise UserError(f"{url}: the download has MD5 {found} instead of {md5}; try again, or {by_hand}")
         if not md5:
             file.flush()
-            read_tensors(file.name)  # at least it is whole and a file of weights
+            try:
+                read_tensors(file.name)  # at least it is whole and a file of weights
+            except UserError as error:
+                why = str(error).removeprefix(f"{file.name}: ")
+                raise UserError(f"{url}: what came is no file of weights ({why}); try again, or {by_hand}") from None
 
 
 def _fetch(url, file):
