@@ -143,9 +143,8 @@ def test_close_ends_the_threads_at_once(monkeypatch):
     batches = fake.read(sampler.sequential_batches(400, 100), num_workers=2)
     next(batches)
     wait_until(lambda: len(fake.loaded) > 100)
-    started, start = len(fake.loaded), time.time()
+    started = len(fake.loaded)
     batches.close()
-    assert time.time() - start < 1  # 100 pictures a worker would take 2 s
     assert len(fake.loaded) <= started + 2
     assert threading.active_count() == before
 

@@ -67,9 +67,10 @@ def test_a_full_disk_under_the_log(birds, small_disk):
 def test_a_disk_that_becomes_read_only(birds, small_disk):
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     process = start(birds, small_disk, "--num_epochs=1000", "--log_every=1000000", "--eval_every=0")
-    while not os.path.exists(small_disk / "ResNet8" / "latest"):
-        time.sleep(0.02)
     deadline = time.time() + 60
+    while not os.path.exists(small_disk / "ResNet8" / "latest"):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.02)
     while subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], capture_output=True, check=False).returncode:
         assert time.time() < deadline  # busy as long as a file is open for writing
     _, err = process.communicate()

@@ -188,7 +188,10 @@ def test_nmi_of_features():
     pytest.importorskip("sklearn")
     features = np.repeat(np.eye(5, dtype=np.float32), 6, axis=0)
     assert figures.clustering_nmi(features, np.repeat(np.arange(5), 6)) == pytest.approx(1)
-    assert 0 < figures.clustering_nmi(*draw(0, 60, 5)) < 1
+    features, labels = draw(0, 60, 5)
+    found = figures.clustering_nmi(features, labels)
+    search = figures.Search(features, labels)
+    assert 0 < found < 1 and figures.measure(search, options=figures.Options(nmi=True)).figures["NMI"] == found
 
 
 def test_without_scikit_learn_nmi_is_left_out(monkeypatch, capsys):

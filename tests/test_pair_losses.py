@@ -183,6 +183,15 @@ def test_values_that_other_libraries_give():
     assert value(build("npairsloss"), f, Y4) == near(0.10650768130835737, rel=1e-6)
     assert value(with_proxies(W3), E3[:2], [0, 1]) == near(11.75996894651197, rel=1e-6)
     assert value(with_proxies(W3, scale=1.0), E3[:2], [0, 1]) == near(1.401991049836274, rel=1e-6)
+    assert value(build("supconloss", scale=1 / 0.07), T4, Y4) == near(0.027932542098582758, rel=1e-6)
+    assert value(build("supconloss"), T4, [0, 0, 1, 2]) == near(0.06377983976191093, rel=1e-6)
+    assert value(build("circleloss", scale=1.0), T4, Y4) == near(1.0076397607896483, rel=1e-6)
+    assert value(build("multisimilarityloss", margin=0.25, scale=40.0), T4, Y4) == near(0.15959886172044402, rel=1e-6)
+    assert value(build("npairsloss"), T4, Y4) == near(0.40927813965002147 + 0.005, rel=1e-6)  # with its penalty
+    assert value(build("contrastiveloss"), T4, [0, 1, 2, 3]) == near(0.28022058164424407, rel=1e-6)
+    assert value(build("contrastiveloss"), T4, [0] * 4) == near(1.1294366, rel=1e-6)
+    assert value(MultiSimilarityLoss(None, 50.0), T4, [0, 1, 2, 3]) == near(0.3000004601, rel=1e-6)
+    assert value(MultiSimilarityLoss(None, 50.0), T4, [0] * 4) == near(1.0534069, rel=1e-6)
 
 
 def test_pytorch_metric_learning_gives_the_same():
@@ -415,3 +424,23 @@ def test_triplets_beside_others(mining):
             assert np.take_along_axis(negative.numpy(), chosen, 1).all()
             seen |= set(chosen[0].tolist())
         assert mining == "distance" or seen == {2, 3, 4, 5, 7, 8}
+
+
+@pytest.mark.parametrize("mining", ["hard", "semihard"])
+def test_triplets_beside_others_equal_the_loop(mining):
+    label, labels = [0, 0, 1, 1], [0, 0, 1, 1, 2, 2, 0, 1, 3]
+    x = embeddings(label)
+    other = np.concatenate([x, embeddings(labels[4:], seed=1)])
+    y, terms = unit(other), []
+    for a in range(4):
+        to = np.linalg.norm(y - y[a], axis=1)
+        positives = [j for j, of in enumerate(labels) if of == label[a] and j != a]
+        negatives = [to[j] for j, of in enumerate(labels) if of != label[a]]
+        for p in [max(to[j] for j in positives)] if mining == "hard" else [to[j] for j in positives]:
+            beyond = [n for n in negatives if mining == "semihard" and n > p]
+            n = min(beyond) if beyond else min(negatives) if mining == "hard" else max(negatives)
+            terms.append(max(0, p + 0.5 - n))
+    given = ((x, "float32"), (label, "int64"), (other, "float32"), (labels, "int64"))
+    loss = build("tripletloss", margin=0.5, triplet_mining=mining)
+    found = loss(*(paddle.to_tensor(np.asarray(v, kind)) for v, kind in given)).item()
+    assert found == pytest.approx(np.mean(terms), rel=1e-5) and found > 0

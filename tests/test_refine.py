@@ -104,9 +104,17 @@ def test_whitening_equals_the_singular_values(count, dimension, power):
         np.testing.assert_allclose(found @ found.T, wanted @ wanted.T, atol=1e-4)  # whatever the signs
 
 
-def test_whitening_of_published_values():
-    """Training features along two axes with variances 2 and 1/2; directions without sign. Not of length 1, and so not
-    through `whiten`: mean 0, and the matrix alone."""
+def test_whitening_of_two_axes(monkeypatch):
+    """Of variances 2 and 1/2, divided by them to the power; signs are free."""
+    monkeypatch.setattr(refine.extraction, "at_length_1", lambda x: x.copy())
+    train = np.array([[2.0, 0], [-2, 0], [0, 1], [0, -1]])
+    for power, wanted in ((0.5, [2**0.5, 2**0.5]), (0.25, [1.6817928305074292, 1.189207115002721])):
+        whitening = Whitening(*refine.learn(train, 2, power, "x"), "")
+        found = refine.whiten(whitening, np.array([[2, 1]], np.float32))
+        np.testing.assert_allclose(np.abs(found), [wanted], rtol=1e-6)
+
+
+def test_whitened_features_are_uncorrelated():
     train = unit(np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, 0.2], [-1.0, -0.2]]))
     _, matrix = refine.learn(train, 2, 0.5, "x")
     np.testing.assert_allclose(np.cov((train @ matrix).T, bias=True), np.eye(2), atol=1e-5)
