@@ -92,10 +92,10 @@ def main():
     utility.print_arguments(vars(args), parser)
     note_choice(opened, query)
     start, reading = time.time(), utility.fill(reader.Reading, args)
-    network = refine.refined(opened.network, refinement)
     network = engine.prepare(
-        network, utility.fill(engine.EngineOptions, args), args.image_shape, pictures, opened.file_name
-    )
+        refine.refined(opened.network, refinement), utility.fill(engine.EngineOptions, args), args.image_shape,
+        pictures + refine.count_seen(refinement, to_learn_from), opened.file_name,
+    )  # fmt: skip
     whitening = refine.find_whitening(
         refinement, opened, network, reading, args.batch_size, to_learn_from, engine.precision_in_use(args.precision)
     )

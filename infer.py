@@ -70,7 +70,7 @@ def main():
     args, typed = utility.parse_typed(parser)
     process.join_early(args.use_gpu, args.seed)
     refinement, asked = utility.fill(refine.Refinement, args), utility.fill(search.Search, args)
-    check_outputs(args.export_dir, args.feature_file, asked)
+    check_outputs(args.export_dir, args.feature_file, asked, refinement)
     samples = read_input(vars(args), typed)
     gallery = open_gallery(asked.gallery, args.data_dir)
     indexed = gallery if isinstance(gallery, reader.Samples) else None
@@ -87,6 +87,7 @@ def main():
     options, reading = utility.fill(engine.EngineOptions, args), utility.fill(reader.Reading, args)
     network = refine.refined(opened.network, refinement)
     count = sum(len(some.paths) for some in (samples, indexed) if some)
+    count += refine.count_seen(refinement, to_learn_from)
     network = engine.prepare(network, options, args.image_shape, count, opened.file_name)
     whitening = refine.find_whitening(
         refinement, opened, network, reading, args.batch_size, to_learn_from, engine.precision_in_use(options.precision)
@@ -127,8 +128,21 @@ def idle_flags(flags):
     return {**why, **refine.idle_flags(flags), **extraction.idle_flags(flags), **search.idle_flags(flags)}
 
 
-def check_outputs(export_dir, feature_file, asked):
-    """Raises a UserError where an output can't be written, or would replace what is none. `asked`: search.Search."""
+def check_outputs(export_dir, feature_file, asked, refinement):
+    """Raises a UserError where an output can't be written, or would replace what is none, another one, or an input.
+
+    Args:
+        asked: search.Search; refinement: refine.Refinement.
+    """
+    outputs = {
+        "feature_file": feature_file, "neighbours_file": asked.neighbours_file, "index_file": asked.index_file,
+        "save_whiten": refinement.save_whiten, "export_dir": export_dir,
+    }  # fmt: skip
+    seen = {os.path.realpath(path): name for name, path in (("gallery", asked.gallery), ("whiten", refinement.whiten))}
+    for name, path in outputs.items():
+        other = seen.setdefault(os.path.realpath(path), name) if path else name
+        if other != name and (other, name) != ("whiten", "save_whiten"):
+            raise UserError(f"--{name}={path}: that is --{other}: give another name")
     if export_dir:
         export.check_export_folder(export_dir)
     if feature_file:

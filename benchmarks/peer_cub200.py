@@ -115,7 +115,7 @@ def main():
     def rate(step):
         if step < warmup:
             return (step + 1) / warmup
-        return (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+        return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     begun = time.perf_counter()

@@ -91,12 +91,11 @@ def ours(threads, **pictures):
 
 
 def contents(**pictures):
-    data = {}
-    for path in find(**pictures):
-        if path not in data:
-            with open(path, "rb") as file:
-                data[path] = file.read()
-    return list(data.values()) * pictures["passes"]
+    paths, data = find(**pictures), {}
+    for path in set(paths):
+        with open(path, "rb") as file:
+            data[path] = file.read()
+    return [data[path] for path in paths]
 
 
 def decode(**pictures):

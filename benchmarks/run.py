@@ -170,9 +170,7 @@ def table_rows(comparison, results):
     """Yields the lines of the table for a comparison; results: see `measure`."""
     for row in comparison.rows:
         if isinstance(row, Speed):
-            both = [
-                (r[row.ours]["seconds"], r[row.other]["seconds"]) for r in results if {row.ours, row.other} <= set(r)
-            ]
+            both = [(r[row.ours][row.by], r[row.other][row.by]) for r in results if {row.ours, row.other} <= set(r)]
             figures = [other / ours for ours, other in both]
             shown = [speed(statistics.median(side), comparison.items) for side in zip(*both)]
             what, unit, good = f"{comparison.what}: {row.ours}", "x", lambda x, bar: x >= bar

@@ -20,6 +20,7 @@ import numpy as np
 import files
 from retrieval import features
 from retrieval.neighbours import Neighbours, cosines, nearest, unit
+from runtime import gpu
 from utility import UserError, plain
 
 LARGE, MANY = 100_000, 5_000  # pictures of a gallery, and queries, from which on an index may pay
@@ -65,8 +66,9 @@ def open_index(search, gallery, queries):
         if queries < MANY:
             print(f"note: {count} pictures are searched exactly; --index_file=gallery.faiss keeps a faster index")
             return None
-    about = {"gallery": _identity(gallery), "factory": search.index or f"IVF{math.isqrt(count)},Flat"}
-    return _load(search, about) or _build(search, gallery, about)
+    about, asked = {"gallery": _identity(gallery)}, {"factory": search.index} if search.index else {}
+    default = {"factory": f"IVF{math.isqrt(count)},Flat"}
+    return _load(search, {**about, **asked}) or _build(search, gallery, {**about, **default, **asked})
 
 
 def _identity(gallery):
@@ -118,7 +120,7 @@ def _build(search, gallery, about):
         built, made = time.time() - start, Index(index, about)
         about.update(k=search.top_k, recall=_recall(made, gallery, search.top_k))
     except (RuntimeError, MemoryError) as error:
-        why = str(error).strip().splitlines()[0].rpartition(": ")[2] or "not possible"
+        why = gpu.first_line(error).rpartition(": ")[2]
         raise UserError(f"--index={about['factory']}: faiss can't build it of {count} x {size}: {plain(why)}") from None
     how = f"built in {built:.1f} sec"
     if search.index_file:

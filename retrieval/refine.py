@@ -128,6 +128,11 @@ def check_refinement(refinement, data_dir, on_bad_image):
     return samples
 
 
+def count_seen(refinement, samples):
+    """How many pictures the network looks at to learn --whiten. `samples`: what `check_refinement` returned."""
+    return 0 if samples is None or zipfile.is_zipfile(refinement.whiten) else len(samples.paths)
+
+
 # ---------------------------------------------------------------- whitening
 
 

@@ -145,8 +145,13 @@ def loss_curves(log):
 
 
 def recall_curve(log):
-    """(epochs done, recall@1) of the records of a run's log, or None."""
-    rows = [(row.get("epoch"), row["eval"].get("recall@1")) for row in log if isinstance(row.get("eval"), dict)]
+    """(epochs done, recall@1) of the records of a run's log, on the last of its --val_list; or None."""
+    rows, val_list = [], None
+    for row in log:
+        if isinstance(row.get("args"), dict) and row["args"].get("val_list") != val_list:
+            rows, val_list = [], row["args"].get("val_list")
+        if isinstance(row.get("eval"), dict):
+            rows.append((row.get("epoch"), row["eval"].get("recall@1")))
     rows = [row for row in rows if all(map(_is_number, row))]
     return ([epoch + 1 for epoch, _ in rows], [recall for _, recall in rows]) if rows else None
 

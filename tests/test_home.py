@@ -246,6 +246,21 @@ def test_outputs_replace_only_earlier_outputs(birds, two_epochs, tmp_path):
     assert set(after) - set(before) == {"figures/one.json", "features.npz"}
 
 
+def test_an_output_is_no_input_and_no_other_output(birds, two_epochs, tmp_path):
+    """Each would replace what it has just read, or written."""
+    flags = [f"--pretrained_model={two_epochs}/latest", "--use_gpu=False", "--input", birds.val_list]
+    gallery = f"{tmp_path}/g.npz"
+    run("infer.py", *flags, f"--feature_file={gallery}")
+    before = listing(tmp_path)
+    for more, wanted in (
+        ([f"--gallery={gallery}", f"--feature_file={tmp_path}/./g.npz"], "g.npz: that is --gallery"),
+        ([f"--whiten={gallery}", f"--feature_file={gallery}"], "g.npz: that is --whiten"),
+        ([f"--feature_file={tmp_path}/x.csv", f"--neighbours_file={tmp_path}/x.csv"], "x.csv: that is --feature_file"),
+    ):
+        assert wanted in run("infer.py", *flags, *more, status=2).stderr
+    assert listing(tmp_path) == before
+
+
 @pytest.mark.parametrize("content", ["description", "other", "export and more", "link"])
 def test_an_export_replaces_an_export_only(birds, two_epochs, tmp_path, content):
     target = tmp_path / "exported"

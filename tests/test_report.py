@@ -158,6 +158,8 @@ def test_curves_are_those_of_the_log():
     ]
     assert report.loss_curves(log) == {"loss_cls": ([0.1, 1.0, 2.0], [4.0, 3.0, 2.0])}
     assert report.recall_curve(log) == ([0, 1], [0.1, 0.2])
+    other = {"args": {"val_list": "other"}}
+    assert report.recall_curve([*log[:4], other, {"epoch": 1, "eval": {"recall@1": 0.3}}]) == ([2], [0.3])
     assert report.loss_curves([]) == {} and report.recall_curve([]) is None
 
 

@@ -343,6 +343,8 @@ def test_an_index_is_built_saved_and_loaded(tmp_path, capsys, factory):
         order = np.take_along_axis(neighbours.unit(vectors[:50]) @ neighbours.unit(vectors).T, found.index, axis=1)
         np.testing.assert_allclose(found.cosine, order, atol=1e-6)  # those of the features, not of the index
         assert (np.diff(found.cosine, axis=1) <= 0).all()
+    index.open_index(search.Search("g", index_file=asked.index_file), gallery, 50)  # whatever kind it is
+    assert f"index {factory}: loaded from" in capsys.readouterr().out
     own = [[row] for row in range(50)]
     assert not (index.search(made, vectors[:50], gallery, 5, own).index == np.arange(50)[:, None]).any()
     # Another gallery, or another kind: built anew. Damage: an error that says what to do.
