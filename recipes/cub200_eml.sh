@@ -2,6 +2,7 @@
 # EML beside a head of scaled cosines. Normed features are 45 long and EML takes their squared distances as they are:
 # with --alpha=10 it outweighs the head, whose accuracy falls to 0 in the second epoch; 100 trains.
 #
+#     sh data/download_cub200.sh && PROCESSES=2 sh recipes/cub200_eml.sh     # the full pictures: other figures
 #     DATA=lists WEIGHTS=ResNet50_va.pdparams MODEL=ResNet50_va TRANSFORM=resize PROCESSES=2 sh recipes/cub200_eml.sh
 #
 # Data: box-cropped CUB-200 (2010), easier than the full pictures of the published table. Weights: ImageNet ResNet50_va.

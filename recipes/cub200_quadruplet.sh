@@ -1,6 +1,7 @@
 #!/bin/sh
 # Quadruplet loss (margin sample mining) beside a linear head.
 #
+#     sh data/download_cub200.sh && PROCESSES=2 sh recipes/cub200_quadruplet.sh     # the full pictures: other figures
 #     DATA=lists WEIGHTS=ResNet50_va.pdparams MODEL=ResNet50_va TRANSFORM=resize PROCESSES=2 sh recipes/cub200_quadruplet.sh
 #
 # Data: box-cropped CUB-200 (2010), easier than the full pictures of the published table. Weights: ImageNet ResNet50_va.

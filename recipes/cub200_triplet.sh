@@ -1,6 +1,7 @@
 #!/bin/sh
 # Triplet loss with distance-weighted negatives beside a head of scaled cosines.
 #
+#     sh data/download_cub200.sh && PROCESSES=2 sh recipes/cub200_triplet.sh     # the full pictures: other figures
 #     DATA=lists WEIGHTS=ResNet50_va.pdparams MODEL=ResNet50_va TRANSFORM=resize PROCESSES=2 sh recipes/cub200_triplet.sh
 #
 # Data: box-cropped CUB-200 (2010), easier than the full pictures of the published table. Weights: ImageNet ResNet50_va.
