@@ -138,10 +138,10 @@ def check_outputs(export_dir, feature_file, asked, refinement):
         "feature_file": feature_file, "neighbours_file": asked.neighbours_file, "index_file": asked.index_file,
         "save_whiten": refinement.save_whiten, "export_dir": export_dir,
     }  # fmt: skip
-    seen = {os.path.realpath(path): name for name, path in (("gallery", asked.gallery), ("whiten", refinement.whiten))}
-    for name, path in outputs.items():
+    seen = {}
+    for name, path in {"gallery": asked.gallery, "whiten": refinement.whiten, **outputs}.items():
         other = seen.setdefault(os.path.realpath(path), name) if path else name
-        if other != name and (other, name) != ("whiten", "save_whiten"):
+        if name in outputs and other not in (name, {"save_whiten": "whiten"}.get(name)):
             raise UserError(f"--{name}={path}: that is --{other}: give another name")
     if export_dir:
         export.check_export_folder(export_dir)
