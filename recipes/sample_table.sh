@@ -5,8 +5,8 @@
 #
 # Draws 96 species, trains each cell for 20 epochs from random weights at 64 pixels, and prints recall@1 on the 48 species
 # that training never saw, beside the untrained networks'. Runs that were ended go on when it is started again.
-# 2 cores of an AMD EPYC, two processes, seed 1: 50 minutes. To expect, ResNet50 and SE_ResNeXt50_32x4d:
-#     untrained 15.1 10.6, triplet 76.8 77.3, EML 76.6 75.0, quadruplet 65.9 64.7
+# 2 cores of an AMD EPYC with AVX-512, two processes, seed 1: 50 minutes. To expect, ResNet50 and SE_ResNeXt50_32x4d:
+#     untrained 15.1 10.6, triplet 77.1 77.1, EML 75.8 75.6, quadruplet 64.0 62.1
 # From the environment: PROCESSES (1), PYTHON (python), OUTPUT (output_recipes/sample_table).
 [ $# = 0 ] || {
     echo "error: $1: this recipe takes no flags; its head says what the environment sets" >&2
