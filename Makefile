@@ -46,7 +46,8 @@ test-2.6:
 		tests/test_losses.py tests/test_pair_losses.py tests/test_recipe.py tests/test_refine.py tests/test_parallel.py \
 		tests/test_disks.py tests/test_pictures.py tests/test_home.py \
 		tests/test_objective.py tests/test_optimizers.py tests/test_run.py tests/test_engine.py tests/test_export.py \
-		tests/test_engine_distrust.py tests/test_gpu_branches.py tests/test_boxes.py tests/test_average.py
+		tests/test_engine_distrust.py tests/test_gpu_branches.py tests/test_boxes.py tests/test_average.py \
+		tests/test_effects.py
 
 soak: $(VENV)/installed-dev
 	$(RUN) tests/programs/soak.py --minutes=$(or $(MINUTES),30)
