@@ -33,12 +33,7 @@ def comparisons(tiny):
                     Speed(EXACT, FLAT),
                     Speed(indexed, EXACT),
                     Value(f"{factory}: nearest pictures missed", lambda r, n=indexed: r[n]["missed"], None, " %"),
-                    Value(
-                        f"{factory}: to build and try",
-                        lambda r, n=indexed: r[n]["build"],
-                        None,
-                        " s",
-                    ),
+                    Value(f"{factory}: to build and try", lambda r, n=indexed: r[n]["build"], None, " s"),
                 ],
                 3,
                 size["queries"],
