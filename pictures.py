@@ -11,7 +11,7 @@ import re
 import sys
 
 import files
-from utility import UserError, plain
+from utility import UserError, number_of, plain
 
 MOST = 1024  # bytes of a file that are looked at
 # By these names people mean pictures. They count only where a file was named itself: a damaged one is no list.
@@ -87,9 +87,9 @@ class LeftOut:
 
     def __str__(self):
         total = sum(count for count, _ in self.found.values())
-        what = "file" if total == 1 else "files and folders" if self.folders else "files"
+        one, more = ("folder", "files and folders") if self.folders else ("file", "files")
         reasons = (f"{n} {reason} (first: {plain(first, 1000)})" for reason, (n, first) in self.found.items())
-        return f"left out {total} {what}: {', '.join(reasons)}"
+        return f"left out {number_of(total, one, more)}: {', '.join(reasons)}"
 
     def report(self):
         """Says it on stderr, if there is anything to say."""

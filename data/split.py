@@ -103,7 +103,7 @@ def find_classes(folder, output_dir, left_out):
             continue  # the lists of an earlier run, not a class
         if os.path.dirname(name) in beside:
             raise UserError(f"{path}: no images in this class folder: complete it or remove it")
-        left_out.add("folders without images", path, folder=True)
+        left_out.add("without images", path, folder=True)
     for name in [name for name in classes if _is_cut_out(os.path.join(folder, name), classes[name])]:
         left_out.add("crops of an earlier run", os.path.join(folder, name), count=len(classes.pop(name)))
     return classes
@@ -166,7 +166,7 @@ def find_parts(folder, parts, output_dir, left_out):
         path = os.path.join(folder, name)
         others = os.path.isdir(path) and path not in parts.values() and not name.startswith(".")
         if others and os.path.realpath(path) != os.path.realpath(output_dir):
-            left_out.add(f"folders beside {' and '.join(map(os.path.basename, parts.values()))}", path, folder=True)
+            left_out.add(f"beside {' and '.join(map(os.path.basename, parts.values()))}", path, folder=True)
     return found
 
 

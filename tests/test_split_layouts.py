@@ -63,7 +63,7 @@ def test_train_and_test_folders_become_two_lists_with_the_same_labels(tmp_path, 
         assert labelled(tmp_path / "x_val.txt") == ({f"{other}/cat": 1, f"{other}/dog": 3}, 4)
         assert read_rows(tmp_path / "x_classes.txt") == ["1 cat", "2 cow", "3 dog"]
         assert "note: val: 1 of its 2 classes train: recall on it is not that on unseen classes" in result.stderr
-        assert f"1 folders beside {one} and {other} (first: {tmp_path}/masks)" in result.stderr
+        assert f"left out 1 folder: 1 beside {one} and {other} (first: {tmp_path}/masks)" in result.stderr
     for flag in ("--train_classes=1", "--within_classes=0.5"):
         assert "say already what trains: name one of them to split its classes" in fails(tmp_path, flag)
 
