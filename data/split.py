@@ -32,13 +32,13 @@ from utility import UserError, make_parser, number, number_of, parse_typed, plai
 # Lists of an earlier run, which may lie among the pictures.
 OWN_LISTS = re.compile(r".+_(train|val|test|fit|holdout|query|gallery|classes)\.txt(\.kept\d+)?")
 EDITIONS = {6033: "CUB-200 (2010)", 11788: "CUB-200-2011"}
-# train.py's flags in the command to type next: those of recipes/cub200_proxyanchor.sh, which raise recall on unseen
-# classes most of all that was tried in as many minutes (docs/results.md).
+# train.py's flags in the command to type next: those of recipes/cub200_best.sh, which raise recall on unseen classes
+# most of all that was tried (docs/results.md).
 BATCH = 60
 FINE_TUNING = (
     "--model=ResNet50 --pretrained_model=imagenet --loss_name=proxyanchorloss --embedding_norm=layer --pooling=max "
     "--freeze_bn=True --freeze_stages=2 --optimizer=adamw --lr=1e-4 --weight_decay=4e-4 --lr_strategy=cosine_decay "
-    f"--warmup_epochs=1 --train_batch_size={BATCH} --min_area=0.16"
+    f"--warmup_epochs=1 --warmup_head_epochs=1 --train_batch_size={BATCH} --min_area=0.35 --random_erasing=0.5"
 )
 
 
