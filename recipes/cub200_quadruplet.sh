@@ -1,6 +1,6 @@
 #!/bin/sh
 # Quadruplet loss (margin sample mining), a tenth of it beside a linear head: of each batch it moves two pairs alone, the
-# farthest positives and the closest negatives, and at full weight they lower recall.
+# farthest positives and the closest negatives, and at full weight recall is lower (docs/results.md).
 #
 #     sh data/download_cub200.sh && PROCESSES=2 sh recipes/cub200_quadruplet.sh     # the full pictures: other figures
 #     DATA=lists WEIGHTS=ResNet50_va.pdparams MODEL=ResNet50_va TRANSFORM=resize PROCESSES=2 sh recipes/cub200_quadruplet.sh
